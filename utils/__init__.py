@@ -1,0 +1,1 @@
+"""What the runners share: stack, checkpoints, records, SQuAD, metrics."""
