@@ -1,0 +1,371 @@
+"""Pre-trains BERT: masked language model and next sentence prediction.
+
+Reads the TFRecords of create_pretraining_data.py, trains with --do_train,
+scores held-out (or the training) records with --do_eval. Killed at any
+moment, the same command goes on from the last checkpoint and ends with the
+weights of an undisturbed run.
+"""
+
+import os
+from typing import NamedTuple
+from typing import Optional
+
+from absl import flags
+import tensorflow.compat.v1 as tf
+
+import modeling
+from utils import files
+from utils import input_pipeline
+from utils import metrics
+from utils import order
+from utils import records
+from utils import run_folder
+from utils import runner_flags
+from utils import session
+from utils import stack
+from utils import training
+from utils.errors import run_main
+from utils.errors import UserError
+from utils.logs import LOGGER
+
+
+class PretrainingConfig(NamedTuple):
+  """Every setting of a pre-training run; see the flags for their meaning."""
+  bert_config_file: str
+  input_file: str
+  eval_input_file: Optional[str]
+  output_dir: str
+  init_checkpoint: Optional[str]
+  do_train: bool
+  do_eval: bool
+  train_batch_size: int
+  eval_batch_size: int
+  learning_rate: float
+  num_train_steps: int
+  num_warmup_steps: int
+  max_seq_length: int
+  max_predictions_per_seq: int
+  save_checkpoints_steps: int
+  keep_checkpoint_max: int
+  max_eval_steps: int
+  log_every_steps: int
+  seed: int
+  report_loss: bool
+  iterations_per_loop: int
+  horovod: bool
+  use_fp16: bool
+  use_xla: bool
+
+
+def define_flags():
+  """Declares the command line."""
+  runner_flags.define_common(
+      learning_rate=5e-5, train_batch_size=32, max_seq_length=512)
+  flags.DEFINE_string(
+      "input_file", None, "TFRecords to train on: globs, commas between.")
+  flags.DEFINE_string(
+      "eval_input_file", None,
+      "Held-out TFRecords for --do_eval; default: those of --input_file.")
+  flags.DEFINE_bool("do_train", False, "Train.")
+  flags.DEFINE_bool("do_eval", False, "Evaluate the newest checkpoint.")
+  flags.DEFINE_integer("eval_batch_size", 8, "Sequences a batch in eval.")
+  flags.DEFINE_integer("num_train_steps", 100000, "Optimizer steps.")
+  flags.DEFINE_integer("num_warmup_steps", 10000, "Steps of rising rate.")
+  flags.DEFINE_integer(
+      "max_predictions_per_seq", 80,
+      "Masked positions a sequence; that of the records.")
+  flags.DEFINE_integer("max_eval_steps", 100, "Most batches of --do_eval.")
+  flags.DEFINE_bool(
+      "report_loss", True,
+      "Log the losses every --log_every_steps; metrics.jsonl has them anyway.")
+
+
+def config_from_flags():
+  """Returns the validated PretrainingConfig of the command line."""
+  values = flags.FLAGS.flag_values_dict()
+  config = PretrainingConfig(
+      **{name: values[name] for name in PretrainingConfig._fields})
+  runner_flags.check_common(config)
+  if not config.do_train and not config.do_eval:
+    raise UserError("nothing to do: give --do_train, --do_eval or both")
+  if config.do_train:
+    runner_flags.check_warmup(config.num_warmup_steps, config.num_train_steps)
+  for name in ("eval_batch_size", "max_predictions_per_seq",
+               "max_eval_steps"):
+    runner_flags.check_positive(name, getattr(config, name))
+  return config
+
+
+class Outputs(NamedTuple):
+  """What a head computes, a row a prediction (`n` of them).
+
+  `losses` float32 [n], `log_probs` float32 [n, classes], `weights` float32
+  [n], 0 where a position only fills the record up.
+  """
+  losses: tf.Tensor
+  log_probs: tf.Tensor
+  labels: tf.Tensor
+  weights: tf.Tensor
+
+
+def weighted_mean(outputs):
+  """Returns the mean loss of the real predictions, a float32 scalar.
+
+  Sum over sum, as published; 1e-5 keeps a batch without predictions finite.
+  """
+  return (tf.reduce_sum(outputs.losses * outputs.weights)
+          / (tf.reduce_sum(outputs.weights) + 1e-5))
+
+
+def _softmax_head(hidden, kernel, bias, labels, weights):
+  """Scores `hidden` [n, width] against `kernel` [classes, width]."""
+  logits = tf.matmul(hidden, kernel, transpose_b=True)
+  logits = tf.nn.bias_add(logits, bias)
+  return Outputs(
+      losses=tf.nn.sparse_softmax_cross_entropy_with_logits(
+          labels=labels, logits=logits),
+      log_probs=tf.nn.log_softmax(logits), labels=labels, weights=weights)
+
+
+def masked_lm_outputs(bert_config, sequence_output, embedding_table, features):
+  """Predicts the masked tokens (Devlin et al. 2018, section 3.1).
+
+  Args:
+    bert_config: BertConfig.
+    sequence_output: float32 [batch, seq, hidden].
+    embedding_table: float32 [vocab, hidden], shared with the input.
+    features: dict with `masked_lm_positions`, `masked_lm_ids` int32 and
+      `masked_lm_weights` float32, all [batch, predictions].
+
+  Returns:
+    Outputs with n = batch * predictions and vocab classes.
+  """
+  hidden = gather_positions(
+      sequence_output, features["masked_lm_positions"])
+  with tf.variable_scope("cls/predictions"):
+    initializer = modeling.create_initializer(bert_config.initializer_range)
+    with tf.variable_scope("transform"):
+      hidden = modeling.dense(
+          hidden, bert_config.hidden_size, name="dense",
+          activation=modeling.get_activation(bert_config.hidden_act),
+          initializer=initializer)
+      hidden = modeling.layer_norm(hidden)
+    bias = tf.get_variable("output_bias", [bert_config.vocab_size],
+                           initializer=tf.zeros_initializer())
+    return _softmax_head(
+        hidden, embedding_table, bias,
+        tf.reshape(features["masked_lm_ids"], [-1]),
+        tf.reshape(features["masked_lm_weights"], [-1]))
+
+
+def next_sentence_outputs(bert_config, pooled_output, features):
+  """Predicts whether the second segment follows the first (0) or not (1).
+
+  Args:
+    bert_config: BertConfig.
+    pooled_output: float32 [batch, hidden].
+    features: dict with `next_sentence_labels` int32 [batch, 1].
+
+  Returns:
+    Outputs with n = batch and 2 classes.
+  """
+  with tf.variable_scope("cls/seq_relationship"):
+    kernel = tf.get_variable(
+        "output_weights", [2, bert_config.hidden_size],
+        initializer=modeling.create_initializer(bert_config.initializer_range))
+    bias = tf.get_variable("output_bias", [2],
+                           initializer=tf.zeros_initializer())
+  labels = tf.reshape(features["next_sentence_labels"], [-1])
+  return _softmax_head(pooled_output, kernel, bias, labels,
+                       tf.ones_like(labels, tf.float32))
+
+
+def gather_positions(sequence, positions):
+  """Returns the vectors at `positions`.
+
+  Args:
+    sequence: float32 [batch, seq, hidden].
+    positions: int32 [batch, k].
+
+  Returns:
+    float32 [batch * k, hidden].
+  """
+  batch, length, width = modeling.get_shape_list(sequence, expected_rank=3)
+  offsets = tf.reshape(tf.range(0, batch, dtype=tf.int32) * length, [-1, 1])
+  flat = tf.reshape(positions + offsets, [-1])
+  return tf.gather(tf.reshape(sequence, [-1, width]), flat)
+
+
+def model_fn(features, labels, mode, params):
+  """Estimator's model function.
+
+  Args:
+    features: dict of the records' tensors, int32 but for the weights.
+    labels: None; the records hold them as features.
+    mode: a tf.estimator.ModeKeys.
+    params: dict of `training.estimator`.
+  """
+  del labels
+  config, bert_config = params["config"], params["bert_config"]
+  is_training = mode == tf.estimator.ModeKeys.TRAIN
+  model = modeling.BertModel(
+      config=bert_config, is_training=is_training,
+      input_ids=features["input_ids"], input_mask=features["input_mask"],
+      token_type_ids=features["segment_ids"],
+      use_one_hot_embeddings=False,
+      options=training.model_options(is_training, config.seed))
+  mlm = masked_lm_outputs(bert_config, model.get_sequence_output(),
+                          model.get_embedding_table(), features)
+  nsp = next_sentence_outputs(bert_config, model.get_pooled_output(), features)
+  mlm_loss, nsp_loss = weighted_mean(mlm), tf.reduce_mean(nsp.losses)
+  loss = mlm_loss + nsp_loss
+  if is_training:
+    return training.train_spec(
+        params, loss, {"mlm_loss": mlm_loss, "nsp_loss": nsp_loss})
+  session.check_complete(params["checkpoint"])
+  return tf.estimator.EstimatorSpec(
+      mode=mode, loss=loss, eval_metric_ops=eval_metrics(mlm, nsp))
+
+
+def eval_metrics(mlm, nsp):
+  """Returns the streaming accuracies and losses, by the reference's names."""
+  named = {}
+  for name, outputs in (("masked_lm", mlm), ("next_sentence", nsp)):
+    guesses = tf.argmax(outputs.log_probs, axis=-1, output_type=tf.int32)
+    named[name + "_accuracy"] = tf.metrics.accuracy(
+        labels=outputs.labels, predictions=guesses, weights=outputs.weights)
+    named[name + "_loss"] = tf.metrics.mean(
+        values=outputs.losses, weights=outputs.weights)
+  return named
+
+
+def feature_spec(max_seq_length, max_predictions_per_seq):
+  """Returns the records' features for tf.io.parse_example."""
+  def ints(size):
+    return tf.FixedLenFeature([size], tf.int64)
+  return {
+      "input_ids": ints(max_seq_length),
+      "input_mask": ints(max_seq_length),
+      "segment_ids": ints(max_seq_length),
+      "masked_lm_positions": ints(max_predictions_per_seq),
+      "masked_lm_ids": ints(max_predictions_per_seq),
+      "masked_lm_weights": tf.FixedLenFeature(
+          [max_predictions_per_seq], tf.float32),
+      "next_sentence_labels": ints(1),
+  }
+
+
+def input_fn(source, config, batch_size):
+  """Returns the dataset of parsed batches of serialized records.
+
+  Args:
+    source: `input_pipeline.Source` of lists of bytes.
+    config: PretrainingConfig.
+    batch_size: records a batch, or None if the last one may be smaller.
+  """
+  spec = feature_spec(config.max_seq_length, config.max_predictions_per_seq)
+
+  def parse(serialized):
+    parsed = tf.io.parse_example(serialized, spec)
+    return {name: tf.cast(value, tf.int32) if value.dtype == tf.int64
+                  else value for name, value in parsed.items()}
+
+  batches = tf.data.Dataset.from_generator(
+      source, tf.string, tf.TensorShape([batch_size]))
+  return batches.map(parse).prefetch(input_pipeline.PREFETCH)
+
+
+def _in_batches(payloads, batch_size):
+  batch = []
+  for payload in payloads:
+    batch.append(payload)
+    if len(batch) == batch_size:
+      yield batch
+      batch = []
+  if batch:
+    yield batch
+
+
+def record_files(config, bert_config, flag):
+  """Returns the record files of a flag, checked against the settings."""
+  found = records.record_files(getattr(config, flag), flag)
+  records.check_settings(
+      found, max_seq_length=config.max_seq_length,
+      max_predictions_per_seq=config.max_predictions_per_seq,
+      vocab_size=bert_config.vocab_size)
+  return found
+
+
+def train(config, bert_config):
+  """Trains to --num_train_steps from wherever the folder stands."""
+  train_files = record_files(config, bert_config, "input_file")
+  counts = [records.count_records(path) for path in train_files]
+  runner_flags.check_enough("train_batch_size", config.train_batch_size,
+                            sum(counts), "records in --input_file")
+  LOGGER.info("training on %d records in %d files", sum(counts),
+              len(train_files))
+
+  def batches(consumed):
+    return _in_batches(
+        order.shuffled_records(train_files, counts, config.seed, consumed),
+        config.train_batch_size)
+
+  training.train(
+      config, bert_config, model_fn, config.num_train_steps,
+      config.num_warmup_steps, batches,
+      lambda source: input_fn(source, config, config.train_batch_size))
+
+
+def evaluate(config, bert_config):
+  """Scores the newest checkpoint and writes eval_results.txt."""
+  flag = "eval_input_file" if config.eval_input_file else "input_file"
+  eval_files = record_files(config, bert_config, flag)
+  prefix = training.checkpoint_to_use(config)
+  LOGGER.info("evaluating %s on %s", prefix, ", ".join(eval_files))
+
+  def batches():
+    return _in_batches((payload for path in eval_files
+                        for payload in records.read_records(path)),
+                       config.eval_batch_size)
+
+  source = input_pipeline.Source(batches)
+  estimator = training.estimator(
+      config, bert_config, model_fn, checkpoint=prefix)
+  with input_pipeline.surfaced(source):
+    result = estimator.evaluate(
+        lambda: input_fn(source, config, None), steps=config.max_eval_steps,
+        checkpoint_path=prefix)
+  _write_results(config, {k: float(v) for k, v in result.items()})
+
+
+def _write_results(config, result):
+  step = int(result.pop("global_step"))
+  path = os.path.join(config.output_dir, "eval_results.txt")
+  with files.atomic_write(path) as stream:
+    for name, value in sorted(dict(result, global_step=step).items()):
+      LOGGER.info("%s = %s", name, value)
+      stream.write("%s = %s\n" % (name, value))
+  writer = metrics.MetricsWriter(config.output_dir)
+  writer.write("eval", step=step, **result)
+  writer.close()
+
+
+def main(unused_argv):
+  """Runs what the flags ask for."""
+  config = config_from_flags()
+  stack.configure()
+  bert_config = modeling.BertConfig.from_json_file(
+      files.require_file(config.bert_config_file, "bert_config_file"))
+  runner_flags.check_length(config.max_seq_length, bert_config)
+  with run_folder.opened(config.output_dir, "run_pretraining.py", config,
+                         bert_config.to_dict(), flags.FLAGS.log_file):
+    session.check_precision(config)
+    if config.do_train:
+      train(config, bert_config)
+    if config.do_eval:
+      evaluate(config, bert_config)
+
+
+if __name__ == "__main__":
+  define_flags()
+  run_main(main)

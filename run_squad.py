@@ -1,0 +1,402 @@
+"""Fine-tunes BERT on SQuAD v1.1 or v2.0, predicts answers, scores them.
+
+--do_train trains on --train_file, --do_predict writes predictions.json,
+nbest_predictions.json and (v2.0) null_odds.json for --predict_file, and
+prints the official scores as the last line where that file has answers.
+"""
+
+import os
+from typing import NamedTuple
+from typing import Optional
+
+from absl import flags
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+import modeling
+import tokenization
+from utils import files
+from utils import hooks
+from utils import input_pipeline
+from utils import logs
+from utils import metrics
+from utils import order
+from utils import run_folder
+from utils import runner_flags
+from utils import session
+from utils import squad_answers
+from utils import squad_data
+from utils import squad_score
+from utils import stack
+from utils import training
+from utils.errors import run_main
+from utils.errors import UserError
+from utils.logs import LOGGER
+
+
+class SquadConfig(NamedTuple):
+  """Every setting of a SQuAD run; see the flags for their meaning."""
+  vocab_file: str
+  bert_config_file: str
+  init_checkpoint: Optional[str]
+  output_dir: str
+  cache_dir: Optional[str]
+  train_file: Optional[str]
+  predict_file: Optional[str]
+  do_lower_case: bool
+  do_train: bool
+  do_predict: bool
+  train_batch_size: int
+  predict_batch_size: int
+  learning_rate: float
+  num_train_epochs: float
+  warmup_proportion: float
+  max_seq_length: int
+  doc_stride: int
+  max_query_length: int
+  max_answer_length: int
+  n_best_size: int
+  null_score_diff_threshold: float
+  version_2_with_negative: bool
+  num_eval_iterations: Optional[int]
+  save_checkpoints_steps: int
+  keep_checkpoint_max: int
+  log_every_steps: int
+  iterations_per_loop: int
+  seed: int
+  horovod: bool
+  use_fp16: bool
+  use_xla: bool
+  verbose_logging: bool
+
+
+def define_flags():
+  """Declares the command line."""
+  runner_flags.define_common(
+      learning_rate=5e-6, train_batch_size=8, max_seq_length=384)
+  flags.DEFINE_string("vocab_file", None, "The model's vocabulary.")
+  flags.DEFINE_string("train_file", None, "SQuAD JSON to train on.")
+  flags.DEFINE_string("predict_file", None, "SQuAD JSON to answer.")
+  flags.DEFINE_string(
+      "cache_dir", None,
+      "Where features are kept for later runs; default: $RESULTS_DIR/cache, "
+      "else <output_dir>/cache.")
+  flags.DEFINE_bool(
+      "do_lower_case", True,
+      "Lower-case the text; if not given, what the vocabulary is made for.")
+  flags.DEFINE_bool("do_train", False, "Train.")
+  flags.DEFINE_bool("do_predict", False, "Predict and score.")
+  flags.DEFINE_integer("predict_batch_size", 8, "Features a batch.")
+  flags.DEFINE_float("num_train_epochs", 3.0, "Passes over the questions.")
+  flags.DEFINE_float(
+      "warmup_proportion", 0.1, "Share of the steps with rising rate.")
+  flags.DEFINE_integer(
+      "doc_stride", 128, "Word pieces between windows of a long paragraph.")
+  flags.DEFINE_integer(
+      "max_query_length", 64, "Word pieces of a question; the rest is cut.")
+  flags.DEFINE_integer(
+      "max_answer_length", 30, "Longest answer, in word pieces.")
+  flags.DEFINE_integer("n_best_size", 20, "Answers in the n-best list.")
+  flags.DEFINE_float(
+      "null_score_diff_threshold", 0.0,
+      "v2.0: no answer if null score - best score is above this.")
+  flags.DEFINE_bool(
+      "version_2_with_negative", False, "v2.0: some have no answer.")
+  flags.DEFINE_integer(
+      "num_eval_iterations", None,
+      "Stop prediction after so many batches (to measure speed).")
+  flags.DEFINE_bool("verbose_logging", False, "Say why text is not aligned.")
+
+
+def _cache_dir(values):
+  if values["cache_dir"]:
+    return values["cache_dir"]
+  results = os.environ.get("RESULTS_DIR") or values["output_dir"] or "."
+  return os.path.join(results, "cache")
+
+
+def config_from_flags():
+  """Returns the validated SquadConfig of the command line."""
+  values = flags.FLAGS.flag_values_dict()
+  vocab_file = files.require_file(values["vocab_file"], "vocab_file")
+  if not flags.FLAGS["do_lower_case"].present:
+    values["do_lower_case"] = tokenization.infer_lower_case(vocab_file)
+  values["cache_dir"] = _cache_dir(values)
+  config = SquadConfig(
+      **{name: values[name] for name in SquadConfig._fields})
+  runner_flags.check_common(config)
+  if not config.do_train and not config.do_predict:
+    raise UserError("nothing to do: give --do_train, --do_predict or both")
+  if config.do_train:
+    files.require_file(config.train_file, "train_file")
+    runner_flags.check_positive("num_train_epochs", config.num_train_epochs)
+  if config.do_predict:
+    files.require_file(config.predict_file, "predict_file")
+  for name in ("predict_batch_size", "doc_stride", "max_query_length",
+               "max_answer_length", "n_best_size"):
+    runner_flags.check_positive(name, getattr(config, name))
+  if not 0 <= config.warmup_proportion < 1:
+    raise UserError("--warmup_proportion=%g: give a number from 0 to below 1"
+                    % config.warmup_proportion)
+  if config.max_seq_length <= config.max_query_length + 3:
+    raise UserError(
+        "--max_seq_length=%d leaves no room for the paragraph: it must be "
+        "above --max_query_length=%d plus 3"
+        % (config.max_seq_length, config.max_query_length))
+  return config
+
+
+def span_logits(sequence_output):
+  """Scores each position as the answer's start and end.
+
+  A linear layer with two outputs (Devlin et al. 2018, section 4.2).
+
+  Args:
+    sequence_output: float32 [batch, seq, hidden].
+
+  Returns:
+    (start, end) logits, float32 [batch, seq] each.
+  """
+  batch, length, width = modeling.get_shape_list(
+      sequence_output, expected_rank=3)
+  with tf.variable_scope("cls/squad"):
+    kernel = tf.get_variable(
+        "output_weights", [2, width],
+        initializer=tf.truncated_normal_initializer(stddev=0.02))
+    bias = tf.get_variable("output_bias", [2],
+                           initializer=tf.zeros_initializer())
+  logits = tf.matmul(tf.reshape(sequence_output, [-1, width]), kernel,
+                     transpose_b=True)
+  logits = tf.reshape(tf.nn.bias_add(logits, bias), [batch, length, 2])
+  start, end = tf.unstack(logits, axis=2)
+  return start, end
+
+
+def span_loss(start_logits, end_logits, features):
+  """Returns the mean cross-entropy of start and end over all positions.
+
+  Args:
+    start_logits: float32 [batch, seq].
+    end_logits: float32 [batch, seq].
+    features: dict with int32 [batch] `start_positions`, `end_positions`.
+  """
+  def mean_loss(logits, positions):
+    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(
+        labels=positions, logits=logits))
+  return (mean_loss(start_logits, features["start_positions"])
+          + mean_loss(end_logits, features["end_positions"])) / 2.0
+
+
+def model_fn(features, labels, mode, params):
+  """Estimator's model function.
+
+  Args:
+    features: dict of int32 `input_ids`, `input_mask`, `segment_ids`
+      [batch, seq] and, in training, what `span_loss` needs.
+    labels: None; they are among the features.
+    mode: a tf.estimator.ModeKeys.
+    params: dict of `training.estimator`.
+  """
+  del labels
+  is_training = mode == tf.estimator.ModeKeys.TRAIN
+  model = modeling.BertModel(
+      config=params["bert_config"], is_training=is_training,
+      input_ids=features["input_ids"], input_mask=features["input_mask"],
+      token_type_ids=features["segment_ids"], use_one_hot_embeddings=False,
+      options=training.model_options(is_training, params["config"].seed))
+  start_logits, end_logits = span_logits(model.get_sequence_output())
+  if is_training:
+    loss = span_loss(start_logits, end_logits, features)
+    return training.train_spec(params, loss, {})
+  session.check_complete(params["checkpoint"])
+  return tf.estimator.EstimatorSpec(mode=mode, predictions={
+      "unique_ids": features["unique_ids"],
+      "start_logits": start_logits, "end_logits": end_logits})
+
+
+def batch_of(features, rows, is_training):
+  """Returns the dict of numpy int32 arrays that the model takes.
+
+  Args:
+    features: squad_data.Features.
+    rows: int64 [k] row numbers.
+    is_training: whether to add the answer's positions.
+  """
+  batch = {
+      "unique_ids": features.unique_ids[rows],
+      "input_ids": features.input_ids[rows],
+      "input_mask": features.input_mask(rows),
+      "segment_ids": features.segment_ids(rows),
+  }
+  if is_training:
+    batch["start_positions"] = features.start_positions[rows]
+    batch["end_positions"] = features.end_positions[rows]
+  return batch
+
+
+def input_fn(source, batch_size, seq_length, is_training):
+  """Returns the dataset of batches.
+
+  Args:
+    source: `input_pipeline.Source` of `batch_of` dicts.
+    batch_size: features a batch, or None if the last may be smaller.
+    seq_length: word pieces of a feature.
+    is_training: whether the batches hold the answer's positions.
+  """
+  names = ["unique_ids"] + (
+      ["start_positions", "end_positions"] if is_training else [])
+  shapes = {name: tf.TensorShape([batch_size]) for name in names}
+  for name in ("input_ids", "input_mask", "segment_ids"):
+    shapes[name] = tf.TensorShape([batch_size, seq_length])
+  dtypes = {name: tf.int32 for name in shapes}
+  return tf.data.Dataset.from_generator(
+      source, dtypes, shapes).prefetch(input_pipeline.PREFETCH)
+
+
+def load_features(config, tokenizer, path, is_training):
+  """Returns (examples, features) of a SQuAD file, cached where possible."""
+  settings = squad_data.FeatureSettings(
+      max_seq_length=config.max_seq_length, doc_stride=config.doc_stride,
+      max_query_length=config.max_query_length,
+      do_lower_case=config.do_lower_case,
+      vocab_sha256=files.sha256_of_file(config.vocab_file))
+  examples, features, _ = squad_data.load_or_make(
+      path, tokenizer, settings, is_training=is_training,
+      version_2_with_negative=config.version_2_with_negative,
+      cache_dir=config.cache_dir)
+  LOGGER.info("%s: %d questions, %d features", path, len(examples),
+              len(features.unique_ids))
+  return examples, features
+
+
+def train(config, bert_config, tokenizer):
+  """Trains for --num_train_epochs over the questions."""
+  examples, features = load_features(
+      config, tokenizer, config.train_file, True)
+  runner_flags.check_enough(
+      "train_batch_size", config.train_batch_size, len(examples),
+      "usable questions in --train_file")
+  steps = int(len(examples) / config.train_batch_size
+              * config.num_train_epochs)
+  if steps < 1:
+    raise UserError("--num_train_epochs=%g is less than one batch of %d"
+                    % (config.num_train_epochs, config.train_batch_size))
+
+  def batches(consumed):
+    for rows in order.index_batches(len(features.unique_ids), config.seed,
+                                    config.train_batch_size, consumed):
+      yield batch_of(features, rows, True)
+
+  training.train(
+      config, bert_config, model_fn, steps,
+      int(steps * config.warmup_proportion), batches,
+      lambda source: input_fn(source, config.train_batch_size,
+                              config.max_seq_length, True))
+
+
+def _predict_logits(config, bert_config, features):
+  """Returns (start, end) logits float32 [k, seq]; k < n if stopped early."""
+  prefix = training.checkpoint_to_use(config)
+  count, size = len(features.unique_ids), config.predict_batch_size
+  if config.num_eval_iterations:
+    count = min(count, size * config.num_eval_iterations)
+  source = input_pipeline.Source(lambda: (
+      batch_of(features, np.arange(i, min(i + size, count)), False)
+      for i in range(0, count, size)))
+  estimator = training.estimator(
+      config, bert_config, model_fn, checkpoint=prefix)
+  start = np.empty([count, config.max_seq_length], np.float32)
+  end = np.empty_like(start)
+  watch = hooks.Stopwatch(size)
+  with input_pipeline.surfaced(source), logs.progress(
+      count, "feature", "predicting") as bar:
+    done = 0
+    for batch in estimator.predict(
+        lambda: input_fn(source, None, config.max_seq_length, False),
+        checkpoint_path=prefix, yield_single_examples=False):
+      rows = len(batch["unique_ids"])
+      start[done:done + rows] = batch["start_logits"]
+      end[done:done + rows] = batch["end_logits"]
+      done += rows
+      watch.step(rows)
+      bar.update(rows)
+      if bar.disable and done // 2000 > (done - rows) // 2000:
+        LOGGER.info("predicted %d/%d  sentences per sec %.1f", done, count,
+                    watch.rate)
+  return start, end, watch
+
+
+def predict(config, bert_config, tokenizer):
+  """Answers --predict_file; returns the final line of scores or None."""
+  examples, features = load_features(
+      config, tokenizer, config.predict_file, False)
+  start, end, watch = _predict_logits(config, bert_config, features)
+  watch.log("Inference")
+  writer = metrics.MetricsWriter(config.output_dir)
+  writer.write("predict", seconds=round(watch.total, 3),
+               sentences=watch.sentences,
+               sentences_per_sec=round(watch.rate, 3))
+  line = None
+  if len(start) < len(features.unique_ids):
+    LOGGER.info("stopped by --num_eval_iterations after %d of %d features: "
+                "no predictions written", len(start),
+                len(features.unique_ids))
+  else:
+    settings = squad_answers.AnswerSettings(
+        **{name: getattr(config, name)
+           for name in squad_answers.AnswerSettings._fields})
+    answers = squad_answers.predict_answers(
+        examples, features, start, end, settings, tokenizer)
+    squad_answers.write_answers(
+        config.output_dir, *answers,
+        version_2_with_negative=config.version_2_with_negative)
+    line = _score(config, answers, writer)
+  writer.close()
+  return line
+
+
+def _score(config, answers, writer):
+  """Writes scores.json and eval_results.txt; returns the final line."""
+  predictions, _, null_odds = answers
+  scores = squad_score.score(
+      files.read_json(config.predict_file, "--predict_file"), predictions,
+      null_odds if config.version_2_with_negative else None)
+  if scores is None:
+    LOGGER.info("%s has no answers to score against", config.predict_file)
+    return None
+  files.write_json(os.path.join(config.output_dir, "scores.json"), scores)
+  path = os.path.join(config.output_dir, "eval_results.txt")
+  with files.atomic_write(path) as stream:
+    for name, value in scores.items():
+      stream.write("%s = %s\n" % (name, value))
+  writer.write("eval", **scores)
+  return squad_score.final_line(scores)
+
+
+def main(unused_argv):
+  """Runs what the flags ask for."""
+  config = config_from_flags()
+  stack.configure()
+  bert_config = modeling.BertConfig.from_json_file(config.bert_config_file)
+  runner_flags.check_length(config.max_seq_length, bert_config)
+  vocab = tokenization.load_vocab(config.vocab_file)
+  tokenization.check_vocab_size(vocab, bert_config.vocab_size,
+                                config.vocab_file, config.bert_config_file)
+  tokenization.check_case(vocab, config.do_lower_case, "do_lower_case")
+  tokenizer = tokenization.FullTokenizer(
+      config.vocab_file, do_lower_case=config.do_lower_case)
+  line = None
+  with run_folder.opened(config.output_dir, "run_squad.py", config,
+                         bert_config.to_dict(), flags.FLAGS.log_file):
+    session.check_precision(config)
+    if config.do_train:
+      train(config, bert_config, tokenizer)
+    if config.do_predict:
+      line = predict(config, bert_config, tokenizer)
+  if line:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+  define_flags()
+  run_main(main)

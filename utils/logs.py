@@ -1,0 +1,44 @@
+"""One logger for all: plain lines for a file, a bar for a person."""
+
+import logging
+import sys
+
+import tqdm
+
+LOGGER = logging.getLogger("bert")
+
+
+class _AboveTheBar(logging.Handler):
+  """Writes lines to stderr without tearing a progress bar apart."""
+
+  def emit(self, record):
+    tqdm.tqdm.write(self.format(record), file=sys.stderr)
+    sys.stderr.flush()
+
+
+def set_up(log_file=None):
+  """Sends the suite's log lines to stderr and, if named, to `log_file`.
+
+  Returns:
+    The logger.
+  """
+  formatter = logging.Formatter("%(asctime)s %(levelname).1s %(message)s",
+                                datefmt="%Y-%m-%d %H:%M:%S")
+  for handler in list(LOGGER.handlers):
+    LOGGER.removeHandler(handler)
+  handlers = [_AboveTheBar()]
+  if log_file:
+    handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+  for handler in handlers:
+    handler.setFormatter(formatter)
+    LOGGER.addHandler(handler)
+  LOGGER.setLevel(logging.INFO)
+  LOGGER.propagate = False
+  return LOGGER
+
+
+def progress(total, unit, description, initial=0):
+  """Returns a tqdm bar on a terminal, a disabled one elsewhere."""
+  return tqdm.tqdm(total=total, initial=initial, unit=unit, desc=description,
+                   disable=not sys.stderr.isatty(), dynamic_ncols=True,
+                   file=sys.stderr, mininterval=0.5)

@@ -1,0 +1,147 @@
+"""The order of training records: a pure function of (seed, epoch).
+
+A run that was killed and started again must see the records that it would
+have seen. So nothing here keeps state: given how many records a run has
+consumed, the rest of its stream follows.
+
+Features in memory (SQuAD) are permuted as a whole. Record files
+(pre-training) may be far larger than memory, so an epoch is built in three
+steps: the files are permuted, groups of `GROUP` files are read in turn one
+record each, and the resulting stream is cut into windows of `WINDOW` records
+that are permuted one by one. Reading stays sequential and memory bounded.
+"""
+
+import numpy as np
+
+from utils import records
+
+GROUP = 8
+WINDOW = 8192
+
+
+def permutation(seed, epoch, size, place=0):
+  """Returns an int64 permutation of range(size) for (seed, epoch, place).
+
+  `numpy.random.RandomState` is frozen by NumPy's compatibility policy: all
+  versions give the same numbers.
+  """
+  key = [seed & 0xffffffff, epoch, place]
+  return np.random.RandomState(key).permutation(size)
+
+
+def index_batches(size, seed, batch_size, consumed):
+  """Yields int64 arrays [batch_size] of row numbers, without end.
+
+  Args:
+    size: number of rows of one epoch.
+    seed: seed of the run.
+    batch_size: rows in a batch; a batch may reach into the next epoch.
+    consumed: rows that the run has had already.
+  """
+  epoch, offset = divmod(consumed, size)
+  pending = permutation(seed, epoch, size)[offset:]
+  while True:
+    while len(pending) < batch_size:
+      epoch += 1
+      pending = np.concatenate([pending, permutation(seed, epoch, size)])
+    yield pending[:batch_size]
+    pending = pending[batch_size:]
+
+
+def _round_robin_skips(counts, consumed):
+  """Returns how many records of each file `consumed` turns have read.
+
+  Reading goes round the files, one record each, passing over those that
+  have ended: after r rounds file i has given min(counts[i], r).
+
+  Args:
+    counts: list of int, records of each file.
+    consumed: int in [0, sum(counts)].
+
+  Returns:
+    (skips, turn): records to skip a file, and the file whose turn it is.
+  """
+  low, high = 0, max(counts)
+  while low < high:
+    rounds = (low + high + 1) // 2
+    if sum(min(c, rounds) for c in counts) <= consumed:
+      low = rounds
+    else:
+      high = rounds - 1
+  skips = [min(c, low) for c in counts]
+  left = consumed - sum(skips)
+  turn = 0
+  for i, count in enumerate(counts):
+    if not left:
+      break
+    if count > low:
+      skips[i] += 1
+      left -= 1
+      turn = i + 1
+  return skips, turn % len(counts)
+
+
+def _read_group(files, counts, consumed):
+  """Yields the records of `files` in turn, after the first `consumed`."""
+  skips, turn = _round_robin_skips(counts, consumed)
+  readers = [records.read_records(path, skip)
+             for path, skip in zip(files, skips)]
+  order = readers[turn:] + readers[:turn]
+  while order:
+    alive = []
+    for reader in order:
+      payload = next(reader, None)
+      if payload is not None:
+        alive.append(reader)
+        yield payload
+    order = alive
+
+
+def _read_epoch(files, counts, consumed):
+  """Yields one epoch's records, group after group, after `consumed`."""
+  for start in range(0, len(files), GROUP):
+    group_counts = counts[start:start + GROUP]
+    size = sum(group_counts)
+    if consumed >= size:
+      consumed -= size
+      continue
+    for payload in _read_group(
+        files[start:start + GROUP], group_counts, consumed):
+      yield payload
+    consumed = 0
+
+
+def _windows(stream):
+  window = []
+  for payload in stream:
+    window.append(payload)
+    if len(window) == WINDOW:
+      yield window
+      window = []
+  if window:
+    yield window
+
+
+def shuffled_records(files, counts, seed, consumed=0):
+  """Yields serialized records for training, without end.
+
+  Args:
+    files: list of TFRecord files.
+    counts: list of int, the number of records in each file.
+    seed: seed of the run.
+    consumed: number of records that the run has had already.
+  """
+  epoch, consumed = divmod(consumed, sum(counts))
+  while True:
+    places = permutation(seed, epoch, len(files))
+    epoch_files = [files[i] for i in places]
+    epoch_counts = [counts[i] for i in places]
+    first = consumed // WINDOW
+    offset = consumed - first * WINDOW
+    stream = _read_epoch(epoch_files, epoch_counts, first * WINDOW)
+    for number, window in enumerate(_windows(stream), first):
+      # Place 0 is the order of the files.
+      for i in permutation(seed, epoch, len(window), number + 1)[offset:]:
+        yield window[i]
+      offset = 0
+    epoch, consumed = epoch + 1, 0

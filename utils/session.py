@@ -1,0 +1,120 @@
+"""Session and Estimator settings, and restoring into a changed graph."""
+
+import os
+
+import tensorflow.compat.v1 as tf
+
+from utils import stack
+from utils.errors import UserError
+from utils.logs import LOGGER
+
+
+def thread_count():
+  """Returns the number of cores that this process may use."""
+  return len(os.sched_getaffinity(0))
+
+
+def run_config(output_dir, seed, threads, use_xla):
+  """Returns the Estimator's RunConfig.
+
+  Saving, logging and summaries are left to `utils.hooks`, which guards
+  them; the thread count is fixed because the order of sums depends on it.
+
+  Args:
+    output_dir: folder of the run.
+    seed: seed of the initial weights.
+    threads: intra-op threads.
+    use_xla: whether to compile with XLA where there is a GPU.
+  """
+  config = tf.ConfigProto(
+      intra_op_parallelism_threads=threads,
+      inter_op_parallelism_threads=threads,
+      allow_soft_placement=True)
+  config.gpu_options.allow_growth = True
+  if use_xla and stack.gpu_available():
+    config.graph_options.optimizer_options.global_jit_level = (
+        tf.OptimizerOptions.ON_1)
+  return tf.estimator.RunConfig(
+      model_dir=output_dir, tf_random_seed=seed, session_config=config,
+      save_checkpoints_steps=None, save_checkpoints_secs=None,
+      save_summary_steps=None, log_step_count_steps=None)
+
+
+def check_precision(config):
+  """Says in one line each what runs instead of what was asked for.
+
+  Args:
+    config: a runner's config with use_fp16, use_xla and horovod.
+  """
+  gpu = stack.gpu_available()
+  if config.use_fp16:
+    LOGGER.warning("--use_fp16: this version computes in float32%s",
+                   "" if gpu else " (and there is no GPU here)")
+  if config.use_xla and not gpu:
+    LOGGER.warning("--use_xla: no GPU here, so it runs without XLA")
+  ranks = int(os.environ.get("OMPI_COMM_WORLD_SIZE",
+                             os.environ.get("HOROVOD_SIZE", "1")))
+  if ranks > 1:
+    raise UserError("started as %d processes: this version trains in one "
+                    "process; start it without mpirun or horovodrun" % ranks)
+  if config.horovod:
+    LOGGER.warning("--horovod: one process, so it runs without Horovod")
+
+
+def _missing_from(prefix, variables):
+  """Returns the variables that checkpoint `prefix` lacks.
+
+  Raises:
+    UserError: if a shape differs, or a trainable variable is missing.
+  """
+  saved = dict(tf.train.list_variables(prefix))
+  missing = []
+  for variable in variables:
+    name = variable.op.name
+    if name not in saved:
+      missing.append(variable)
+    elif list(saved[name]) != variable.shape.as_list():
+      raise UserError(
+          "checkpoint %s: %s has shape %s where this model has %s: use the "
+          "config that it was trained with, or another output folder"
+          % (prefix, name, list(saved[name]), variable.shape.as_list()))
+  weights = set(tf.trainable_variables())
+  lost = [v.op.name for v in missing if v in weights]
+  if lost:
+    raise UserError(
+        "checkpoint %s lacks %d weights of this model, %s the first: it is "
+        "of another task or config; use it as --init_checkpoint of a run in "
+        "an empty output folder" % (prefix, len(lost), lost[0]))
+  return missing
+
+
+def check_complete(prefix):
+  """Raises UserError unless `prefix` holds every weight of this graph."""
+  _missing_from(prefix, tf.trainable_variables())
+
+
+def training_scaffold(prefix):
+  """Returns a Scaffold that restores `prefix` and creates what it lacks.
+
+  A checkpoint of another optimizer has no slots for this one, and a
+  published one has no reader position; Estimator's own saver would end in
+  a traceback there.
+
+  Args:
+    prefix: newest checkpoint of the run's folder, or None on a fresh start.
+  """
+  if prefix is None:
+    return tf.train.Scaffold(saver=tf.train.Saver())
+  variables = tf.global_variables()
+  missing = _missing_from(prefix, variables)
+  if missing:
+    LOGGER.info("%s lacks %d variables, created anew: %s", prefix,
+                len(missing), ", ".join(v.op.name for v in missing[:5])
+                + (" ..." if len(missing) > 5 else ""))
+  lacking = set(missing)
+  restored = [v for v in variables if v not in lacking]
+  return tf.train.Scaffold(
+      saver=tf.train.Saver(restored),
+      ready_for_local_init_op=tf.report_uninitialized_variables(restored),
+      local_init_op=tf.group(tf.train.Scaffold.default_local_init_op(),
+                             tf.variables_initializer(missing)))
