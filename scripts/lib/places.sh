@@ -1,0 +1,130 @@
+# shellcheck shell=bash disable=SC2034  # what is set here is read elsewhere
+# Folders, interpreter, devices and models of the launchers; sourced by lib.sh.
+
+absolute "${DATA_DIR:-$root/data}"
+data_dir=$REPLY
+if [[ -n ${RESULTS_DIR-} ]]; then
+  absolute "$RESULTS_DIR"
+elif [[ -d /results && -w /results ]]; then
+  REPLY=/results
+else
+  REPLY=$root/results
+fi
+results_dir=$REPLY
+
+missing() {
+  # What a run cannot do without; a dry run only mentions it.
+  if $dry_run; then note "a run would stop here: $*"; else die "$*"; fi
+}
+
+choose_python() {
+  stack=${stack:-${BERT_STACK-}}
+  if [[ -z $stack ]]; then
+    stack=tf1
+    if [[ ! -x $root/.venv/tf1/bin/python && -x $root/.venv/tf2/bin/python ]]; then
+      stack=tf2
+    fi
+  fi
+  [[ $stack == tf[12] ]] ||
+    usage_error "BERT_STACK is '$stack', but has to be tf1 or tf2"
+  python=$root/.venv/$stack/bin/python
+  if [[ -n ${BERT_PYTHON-} ]]; then
+    python=$BERT_PYTHON
+    if [[ $python == */* ]]; then absolute "$python"; python=$REPLY; fi
+    command -v -- "$python" >/dev/null ||
+      missing "BERT_PYTHON: there is no program $python"
+  elif [[ -n ${NVIDIA_TENSORFLOW_VERSION-} && ! -x $python ]]; then
+    python=python   # in an NGC container: the container's own TensorFlow
+  elif [[ ! -x $python ]]; then
+    missing "there is no Python environment for the $stack stack yet: run" \
+      "bash $root/scripts/setup.sh --stack $stack"
+  fi
+}
+
+count_gpus() {
+  # NVIDIA GPUs that a process started here may use, into REPLY.
+  local commas
+  REPLY=0
+  command -v nvidia-smi >/dev/null || return 0
+  REPLY=$(timeout 30 nvidia-smi -L 2>/dev/null | grep -c '^GPU ') || true
+  [[ -n ${CUDA_VISIBLE_DEVICES+set} ]] || return 0
+  if [[ -z $CUDA_VISIBLE_DEVICES || $CUDA_VISIBLE_DEVICES == -1 ]]; then
+    REPLY=0
+    return
+  fi
+  commas=${CUDA_VISIBLE_DEVICES//[^,]/}
+  if ((${#commas} + 1 < REPLY)); then REPLY=$((${#commas} + 1)); fi
+}
+
+choose_devices() {
+  # Settles num_gpus, precision and use_xla for this machine.
+  local changed=''
+  count_gpus
+  if ((REPLY == 0)); then
+    if [[ -z ${stated[precision]-} ]]; then precision=fp32 changed=' in fp32'; fi
+    if [[ -z ${stated[use_xla]-} ]]; then use_xla=false changed+=' without XLA'; fi
+    note "warning: no NVIDIA GPU here, running on the CPU$changed" \
+      "(num_gpus then counts processes)"
+  elif [[ -n $num_gpus ]] && ((num_gpus > REPLY)); then
+    die "num_gpus is $num_gpus, but this machine offers $REPLY"
+  fi
+  if [[ -z $num_gpus ]]; then
+    num_gpus=$((REPLY > 8 ? 8 : REPLY > 1 ? REPLY : 1))
+  fi
+  ((num_gpus == 1)) || die "num_gpus is $num_gpus, but more than one process" \
+    "is not supported yet: add --num_gpus 1"
+}
+
+choose_precision() {
+  # Flags of precision and XLA, into precision_flags.
+  case $precision in
+    fp32) precision_flags=(--use_fp16=false) ;;
+    fp16) precision_flags=(--use_fp16=true) ;;
+    bf16)
+      [[ $stack == tf2 ]] ||
+        die "precision bf16 needs the tf2 stack: add --stack tf2"
+      die "precision bf16 is not supported yet: give fp32 or fp16" ;;
+  esac
+  precision_flags+=("--use_xla=$use_xla")
+}
+
+prepare() {
+  # All that the machine decides, before a launcher looks for its files.
+  choose_python
+  choose_devices
+  choose_precision
+}
+
+find_model() {
+  # The folder of model $1 (base, large, a folder or its name under DATA_DIR)
+  # into model_dir, the first place where there is none; $1 in a form fit for
+  # file names into model_tag.
+  local google=$data_dir/pretrained_models_google name=${1%/} folder
+  local -a places
+  model_tag=${name##*/} model_tag=${model_tag//[^A-Za-z0-9._-]/_}
+  case $name in
+    base) places=("$google/uncased_L-12_H-768_A-12") ;;
+    large) places=("$google/uncased_L-24_H-1024_A-16") ;;
+    *)
+      absolute "$name"
+      places=("$REPLY" "$google/$name" "$data_dir/$name") ;;
+  esac
+  for folder in "${places[@]}"; do
+    model_dir=$folder
+    [[ ! -d $folder ]] || return 0
+  done
+  model_dir=${places[0]}
+}
+
+require_file() {
+  # File $1, called $2; $3 tells what to do where it is not there.
+  [[ -f $1 ]] || missing "no $2 at $1: $3"
+}
+
+require_checkpoint() {
+  # Checkpoint $1 (prefix, folder or <folder>/model.ckpt) of argument $2.
+  local folder=${1%/model.ckpt}
+  [[ -f $1.index || -n $(find "$folder/" -maxdepth 1 -name '*.index' 2>&-) ]] ||
+    missing "no checkpoint at $1: give --$2 its prefix (the path without" \
+      ".index) or the folder that holds it"
+}

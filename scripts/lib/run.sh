@@ -1,0 +1,123 @@
+# shellcheck shell=bash
+# Run folders and the program that runs in one; sourced by lib.sh.
+#
+# A run folder holds the checkpoints, the log, launch.hash (of the program and
+# all its flags but output and log: equal settings find the folder again) and,
+# once the program has ended well, launch.done.
+
+create_logfile=true child='' interrupts=0
+
+name_new_run() {
+  # A folder of its own for a run of tag $1, into run_dir.
+  local name copy=2
+  name=$results_dir/$1_$(date +%Y%m%d-%H%M%S)
+  run_dir=$name
+  ! $dry_run || return 0
+  mkdir -p -- "$results_dir" 2>/dev/null || true
+  until mkdir -- "$run_dir" 2>/dev/null; do
+    [[ -e $run_dir ]] || die "cannot write to $results_dir: set RESULTS_DIR to" \
+      "a folder that can be written"
+    run_dir=${name}_$((copy++))
+  done
+}
+
+choose_run_dir() {
+  # Settles run_dir for tag $1 and hash $2: named, to be gone on with, or new.
+  local tag=$1 hash=$2 folder
+  if [[ -n $run_dir ]]; then
+    if $fresh && [[ -n $(find "$run_dir/" -maxdepth 1 -mindepth 1 2>&-) ]]; then
+      die "--fresh: $run_dir is not empty; name another --run_dir"
+    fi
+    if [[ -f $run_dir/launch.hash && $(<"$run_dir/launch.hash") != "$hash" ]]; then
+      note "the settings differ from those that $run_dir was begun with"
+    fi
+    return 0
+  fi
+  if ! $fresh; then
+    for folder in "$results_dir/$tag"_*/; do   # in the order of their dates
+      folder=${folder%/}
+      if [[ -f $folder/launch.hash && ! -e $folder/launch.done &&
+        $(<"$folder/launch.hash") == "$hash" ]]; then run_dir=$folder; fi
+    done
+  fi
+  if [[ -n $run_dir ]]; then
+    note "going on with the unfinished run of equal settings in $run_dir" \
+      "(--fresh begins a new one)"
+  else
+    name_new_run "$tag"
+  fi
+}
+
+open_run() {
+  # Marks run_dir as begun with hash $1 and heads log $2 with command line $3.
+  { mkdir -p -- "$run_dir" && rm -f -- "$run_dir/launch.done" &&
+    printf '%s\n' "$1" >"$run_dir/launch.hash" &&
+    { [[ -z $2 ]] || printf '# %s\n%s\n' "$(date '+%F %T %z')" "$3" >>"$2"; }
+  } 2>/dev/null || die "cannot write to the run folder $run_dir"
+  note "run folder $run_dir, log ${2:-none}"
+}
+
+run_logged() {
+  # Runs a command, copies what it says to log $1 (unless that is empty), hands
+  # signals on to it and returns its exit status. The copying processes outlive
+  # signals, so that the command's last words are kept.
+  local log=$1 status=0 out err copy
+  local -a copies=()
+  shift
+  exec {out}>&1 {err}>&2
+  if [[ -n $log ]]; then
+    exec {out}> >(trap '' INT TERM HUP; exec tee -a -- "$log")
+    copies+=("$!")
+    if [[ /dev/fd/1 -ef /dev/fd/2 ]]; then
+      exec {err}>&"$out"   # one stream for both keeps the lines in order
+    else
+      exec {err}> >(trap '' INT TERM HUP; exec tee -a -- "$log" >&2)
+      copies+=("$!")
+    fi
+  fi
+  # In the background, since bash acts on a signal only between its commands.
+  # A terminal sends Ctrl-C to the command as well: the second is handed on.
+  trap 'kill -TERM "$child" 2>/dev/null || true' TERM HUP
+  trap '((++interrupts < 2)) || kill -TERM "$child" 2>/dev/null || true' INT
+  (trap - INT TERM HUP; exec "$@" >&"$out" 2>&"$err" {out}>&- {err}>&-) &
+  child=$!
+  exec {out}>&- {err}>&-
+  while wait "$child"; status=$?; kill -0 "$child" 2>/dev/null; do :; done
+  trap - INT TERM HUP
+  for copy in "${copies[@]}"; do wait "$copy" || true; done
+  return "$status"
+}
+
+run_python() {
+  # Runs program $2 of the checkout with the flags that follow, in a run folder
+  # of tag $1; ends the script with the program's exit status.
+  local tag=$1 program=$root/$2 hash log='' tee_log word line='' status=0
+  local -a command
+  shift 2
+  set -- "$@" "${extra_flags[@]}"
+  hash=$(printf '%s\0' "${program##*/}" "$@" | sha256sum)
+  hash=${hash%% *}
+  choose_run_dir "$tag" "$hash"
+  if $create_logfile; then log=$run_dir/$tag.log; fi
+  tee_log=$log
+  command=("$python" "$program" "--output_dir=$run_dir" "$@")
+  # A person at a terminal sees a progress bar: there the program writes to the
+  # terminal itself, and plain lines to the log.
+  if [[ -n $log && -t 2 ]]; then command+=("--log_file=$log") tee_log=''; fi
+  for word in "${command[@]}"; do quote "$word"; line+=${line:+ }$REPLY; done
+  if $dry_run; then
+    printf '# run folder: %s\n# log: %s\n%s\n' "$run_dir" "${log:-none}" "$line"
+    exit 0
+  fi
+  open_run "$hash" "$log" "$line"
+  export PYTHONUNBUFFERED=1   # lines reach the log when they are said
+  run_logged "$tee_log" "${command[@]}" || status=$?
+  if ((status == 0)); then
+    : >"$run_dir/launch.done"
+  elif ((status > 128)); then
+    line="$launcher: ended by signal $((status - 128)); the same command goes on"
+    printf '%s\n' "$line" >&2
+    [[ -z $log ]] || printf '%s\n' "$line" >>"$log"
+  fi
+  exit "$status"
+}

@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# Pre-trains BERT on TFRecords and evaluates it: masked words, next sentence.
+#
+#   bash scripts/run_pretraining.sh 14 8 1e-4 fp16 true 8 10000 1144000
+#   bash scripts/run_pretraining.sh --bert_model base --train_steps 2000 \
+#     --warmup_steps 200 --input_file 'my_records/*.tfrecord'
+#
+# Batch sizes and the learning rate are for each GPU. Without --input_file it
+# reads the Wikipedia and book records under DATA_DIR. It writes checkpoints,
+# metrics.jsonl, eval_results.txt and pretraining.log to
+# RESULTS_DIR/pretraining_<date>, takes days for BERT-large on eight V100 with
+# the defaults, and goes on where it stopped when the same command is repeated.
+# A fifth argument that is a number means the older order without use_xla, in
+# which precision may carry it (fp16_xla).
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
+
+train_batch_size=14 eval_batch_size=8 learning_rate=1e-4 precision=fp16
+use_xla=true num_gpus='' warmup_steps=10000 train_steps=1144000
+save_checkpoint_steps=5000 create_logfile=true
+arguments <<'END'
+train_batch_size count sentences a step and GPU
+eval_batch_size count the same when evaluating
+learning_rate number peak rate for each GPU
+precision precision fp32, fp16 (= amp) or bf16 (tf2 stack)
+use_xla flag compile with XLA
+num_gpus count? GPUs to use; empty: those present, at most 8
+warmup_steps whole steps until the rate is at its peak
+train_steps count steps in all
+save_checkpoint_steps count steps from checkpoint to checkpoint
+create_logfile flag keep pretraining.log in the run folder
+END
+# shellcheck disable=SC2034  # some are read by name only
+bert_model=large bert_config='' input_file='' eval_input_file='' seed=''
+init_checkpoint='' max_seq_length=512 max_predictions_per_seq=80
+max_eval_steps=100 do_train=true do_eval=true
+options <<'END'
+bert_model text base, large, or a folder with bert_config.json
+bert_config path? bert_config.json in place of the model's
+input_file paths? TFRecords, globs and commas; empty: both corpora of DATA_DIR
+eval_input_file paths? the same, held out; empty: the training files
+init_checkpoint path? weights to begin with; empty: random ones
+max_seq_length count tokens a sequence, as the records were made
+max_predictions_per_seq count masked tokens a sequence, likewise
+max_eval_steps count steps of evaluation
+do_train flag train
+do_eval flag evaluate at the end
+seed whole? seed of weights, dropout and order; empty: the program's own
+END
+
+rewrite_positionals() {
+  # train, eval, rate, precision, GPUs, ... becomes the order with use_xla.
+  local xla=false
+  [[ ${positionals[4]-} =~ ^[0-9]+$ ]] || return 0
+  if [[ ${positionals[3]} == *_xla ]]; then xla=true; fi
+  positionals=("${positionals[@]:0:3}" "${positionals[3]%_xla}" "$xla"
+    "${positionals[@]:4}")
+}
+parse_arguments "$@"
+((warmup_steps < train_steps)) || usage_error "warmup_steps is" \
+  "$warmup_steps, but has to be less than train_steps, $train_steps"
+prepare
+
+find_config() {
+  # bert_config: as given, else the model's, else the preset of that name.
+  find_model "$bert_model"
+  bert_config=${bert_config:-$model_dir/bert_config.json}
+  if [[ ! -f $bert_config && $bert_model =~ ^(base|large)$ ]]; then
+    bert_config=$root/scripts/configs/bert_$bert_model.json
+  fi
+  require_file "$bert_config" "model configuration" \
+    "give --bert_model base, large or a folder, or --bert_config FILE"
+}
+
+find_records() {
+  # input_file: as given, else the corpora under DATA_DIR that have records.
+  local corpus folder both='' absent=''
+  [[ -z $input_file ]] || return 0
+  for corpus in wikipedia_corpus bookcorpus; do
+    folder=$data_dir/$corpus/final_tfrecords_sharded
+    both+=${both:+,}"$folder/*.tfrecord*"
+    if [[ -n $(find "$folder/" -maxdepth 1 -name '*.tfrecord*' 2>&-) ]]; then
+      input_file+=${input_file:+,}"$folder/*.tfrecord*"
+    else
+      absent+=${absent:+ and }$folder
+    fi
+  done
+  if [[ -z $input_file ]]; then
+    missing "no records in $absent: give --input_file 'GLOB'" \
+      "(create_pretraining_data.py makes them from text) or set DATA_DIR"
+    input_file=$both
+  elif [[ -n $absent ]]; then
+    note "no records in $absent: training without them"
+  fi
+}
+
+find_config
+find_records
+[[ -z $init_checkpoint ]] || require_checkpoint "$init_checkpoint" init_checkpoint
+flags=("--bert_config_file=$bert_config" "--input_file=$input_file"
+  "--do_train=$do_train" "--do_eval=$do_eval"
+  "--train_batch_size=$train_batch_size" "--eval_batch_size=$eval_batch_size"
+  "--learning_rate=$learning_rate" "--num_train_steps=$train_steps"
+  "--num_warmup_steps=$warmup_steps" "--max_seq_length=$max_seq_length"
+  "--max_predictions_per_seq=$max_predictions_per_seq"
+  "--save_checkpoints_steps=$save_checkpoint_steps"
+  "--max_eval_steps=$max_eval_steps" "${precision_flags[@]}")
+for name in eval_input_file init_checkpoint seed; do
+  if [[ -n ${!name} ]]; then flags+=("--$name=${!name}"); fi
+done
+run_python pretraining run_pretraining.py "${flags[@]}"
