@@ -361,21 +361,24 @@ def predict_answers(examples, features, start_logits, end_logits, settings,
   return answers
 
 
-def write_answers(output_dir, answers):
-  """Writes predictions.json, nbest_predictions.json and, for v2.0,
-  null_odds.json, each whole or not at all.
+def write_answers(output_dir, predictions, nbest, null_odds=None,
+                  version_2_with_negative=False):
+  """Writes predictions.json, nbest_predictions.json and null_odds.json.
+
+  Each is whole or not there; the last is written for v2.0 alone.
 
   Args:
-    output_dir: folder, which exists.
-    answers: Answers.
+    output_dir: folder.
+    predictions, nbest, null_odds: as in `Answers`.
+    version_2_with_negative: whether there are null odds.
 
   Returns:
-    dict of the paths by file name.
+    {file name: path}.
   """
-  contents = [("predictions.json", answers.predictions),
-              ("nbest_predictions.json", answers.nbest)]
-  if answers.null_odds:
-    contents.append(("null_odds.json", answers.null_odds))
+  contents = [("predictions.json", predictions),
+              ("nbest_predictions.json", nbest)]
+  if version_2_with_negative:
+    contents.append(("null_odds.json", null_odds))
   paths = {}
   for name, value in contents:
     paths[name] = os.path.join(output_dir, name)
