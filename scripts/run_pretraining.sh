@@ -64,10 +64,12 @@ prepare
 
 find_config() {
   # bert_config: as given, else the model's, else the preset of that name.
-  find_model "$bert_model"
-  bert_config=${bert_config:-$model_dir/bert_config.json}
-  if [[ ! -f $bert_config && $bert_model =~ ^(base|large)$ ]]; then
-    bert_config=$root/scripts/configs/bert_$bert_model.json
+  if [[ -z $bert_config ]]; then
+    find_model "$bert_model"
+    bert_config=$model_dir/bert_config.json
+    if [[ ! -f $bert_config && $bert_model =~ ^(base|large)$ ]]; then
+      bert_config=$root/scripts/configs/bert_$bert_model.json
+    fi
   fi
   require_file "$bert_config" "model configuration" \
     "give --bert_model base, large or a folder, or --bert_config FILE"
@@ -97,7 +99,8 @@ find_records() {
 
 find_config
 find_records
-[[ -z $init_checkpoint ]] || require_checkpoint "$init_checkpoint" init_checkpoint
+[[ -z $init_checkpoint ]] ||
+  require_checkpoint "$init_checkpoint" init_checkpoint
 flags=("--bert_config_file=$bert_config" "--input_file=$input_file"
   "--do_train=$do_train" "--do_eval=$do_eval"
   "--train_batch_size=$train_batch_size" "--eval_batch_size=$eval_batch_size"

@@ -60,8 +60,9 @@ unknown_name() {
     edit_distance "$1" "$name"
     if ((REPLY < best)); then best=$REPLY closest=$name; fi
   done
-  if ((best <= (${#1} + 3) / 3)); then closest="did you mean $closest? "; else closest=''; fi
-  usage_error "$2: no such argument; $closest--help lists all"
+  ((best <= (${#1} + 3) / 3)) || usage_error "$2: no such argument; --help" \
+    "lists all"
+  usage_error "$2: no such argument; did you mean $closest? --help lists all"
 }
 
 set_argument() {
@@ -102,9 +103,10 @@ set_positionals() {
   for index in "${!positionals[@]}"; do
     name=${positional_names[index]}
     [[ -n ${positionals[index]} ]] || continue   # as ${1:-default} would do
-    [[ -z ${named[$name]-} ]] ||
-      usage_error "$name is stated twice: as argument $((index + 1)) and as --$name"
-    set_argument "$name" "${positionals[index]}" "argument $((index + 1)), $name,"
+    [[ -z ${named[$name]-} ]] || usage_error "$name is stated twice: as" \
+      "argument $((index + 1)) and as --$name"
+    set_argument "$name" "${positionals[index]}" \
+      "argument $((index + 1)), $name,"
   done
 }
 

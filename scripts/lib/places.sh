@@ -18,16 +18,21 @@ missing() {
 }
 
 choose_python() {
-  stack=${stack:-${BERT_STACK-}}
+  # The interpreter of the stack asked for, of the NGC container around us, or
+  # of tf1 where that is set up, else tf2; into python.
+  local venv=${BERT_VENV_DIR:-$root/.venv}
+  absolute "$venv"
+  venv=$REPLY stack=${stack:-${BERT_STACK-}}
   if [[ -z $stack ]]; then
     stack=tf1
-    if [[ ! -x $root/.venv/tf1/bin/python && -x $root/.venv/tf2/bin/python ]]; then
+    if [[ ${NVIDIA_TENSORFLOW_VERSION-} == *tf2* ||
+      ! -x $venv/tf1/bin/python && -x $venv/tf2/bin/python ]]; then
       stack=tf2
     fi
   fi
   [[ $stack == tf[12] ]] ||
     usage_error "BERT_STACK is '$stack', but has to be tf1 or tf2"
-  python=$root/.venv/$stack/bin/python
+  python=$venv/$stack/bin/python
   if [[ -n ${BERT_PYTHON-} ]]; then
     python=$BERT_PYTHON
     if [[ $python == */* ]]; then absolute "$python"; python=$REPLY; fi
@@ -61,8 +66,8 @@ choose_devices() {
   local changed=''
   count_gpus
   if ((REPLY == 0)); then
-    if [[ -z ${stated[precision]-} ]]; then precision=fp32 changed=' in fp32'; fi
-    if [[ -z ${stated[use_xla]-} ]]; then use_xla=false changed+=' without XLA'; fi
+    [[ -n ${stated[precision]-} ]] || precision=fp32 changed=' in fp32'
+    [[ -n ${stated[use_xla]-} ]] || use_xla=false changed+=' without XLA'
     note "warning: no NVIDIA GPU here, running on the CPU$changed" \
       "(num_gpus then counts processes)"
   elif [[ -n $num_gpus ]] && ((num_gpus > REPLY)); then

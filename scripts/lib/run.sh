@@ -15,8 +15,8 @@ name_new_run() {
   ! $dry_run || return 0
   mkdir -p -- "$results_dir" 2>/dev/null || true
   until mkdir -- "$run_dir" 2>/dev/null; do
-    [[ -e $run_dir ]] || die "cannot write to $results_dir: set RESULTS_DIR to" \
-      "a folder that can be written"
+    [[ -e $run_dir ]] || die "cannot write to $results_dir: set RESULTS_DIR" \
+      "to a folder that can be written"
     run_dir=${name}_$((copy++))
   done
 }
@@ -28,9 +28,8 @@ choose_run_dir() {
     if $fresh && [[ -n $(find "$run_dir/" -maxdepth 1 -mindepth 1 2>&-) ]]; then
       die "--fresh: $run_dir is not empty; name another --run_dir"
     fi
-    if [[ -f $run_dir/launch.hash && $(<"$run_dir/launch.hash") != "$hash" ]]; then
+    [[ ! -f $run_dir/launch.hash || $(<"$run_dir/launch.hash") == "$hash" ]] ||
       note "the settings differ from those that $run_dir was begun with"
-    fi
     return 0
   fi
   if ! $fresh; then
@@ -57,6 +56,18 @@ open_run() {
   note "run folder $run_dir, log ${2:-none}"
 }
 
+interrupted() {
+  # A terminal sends Ctrl-C to the program as well, so only a second one is
+  # handed on; but older versions of bash switch it off in programs started so.
+  local ignored=0
+  if [[ -r /proc/$child/status ]]; then
+    ignored=$(awk '/^SigIgn/ {print $2}' "/proc/$child/status")
+  fi
+  if ((++interrupts > 1 || 16#${ignored:-0} & 2)); then
+    kill -TERM "$child" 2>/dev/null || true
+  fi
+}
+
 run_logged() {
   # Runs a command, copies what it says to log $1 (unless that is empty), hands
   # signals on to it and returns its exit status. The copying processes outlive
@@ -76,9 +87,8 @@ run_logged() {
     fi
   fi
   # In the background, since bash acts on a signal only between its commands.
-  # A terminal sends Ctrl-C to the command as well: the second is handed on.
   trap 'kill -TERM "$child" 2>/dev/null || true' TERM HUP
-  trap '((++interrupts < 2)) || kill -TERM "$child" 2>/dev/null || true' INT
+  trap interrupted INT
   (trap - INT TERM HUP; exec "$@" >&"$out" 2>&"$err" {out}>&- {err}>&-) &
   child=$!
   exec {out}>&- {err}>&-
@@ -115,9 +125,9 @@ run_python() {
   if ((status == 0)); then
     : >"$run_dir/launch.done"
   elif ((status > 128)); then
-    line="$launcher: ended by signal $((status - 128)); the same command goes on"
-    printf '%s\n' "$line" >&2
-    [[ -z $log ]] || printf '%s\n' "$line" >>"$log"
+    line="ended by signal $((status - 128)); the same command goes on"
+    note "$line"
+    [[ -z $log ]] || printf '%s: %s\n' "$launcher" "$line" >>"$log"
   fi
   exit "$status"
 }

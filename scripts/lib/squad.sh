@@ -16,8 +16,9 @@ find_squad_file() {
   # File $2 where it is given, else part $1 (train or dev) under DATA_DIR, into
   # REPLY; $3 names the argument that moves it.
   local path=$data_dir/squad/v$squad_version/$1-v$squad_version.json
-  require_file "${2:-$path}" "SQuAD file" "give --$3 FILE or set DATA_DIR"
-  REPLY=${2:-$path}
+  path=${2:-$path}
+  require_file "$path" "SQuAD file" "give --$3 FILE or set DATA_DIR"
+  REPLY=$path
 }
 
 squad_flags() {
@@ -30,7 +31,9 @@ squad_flags() {
     "--bert_config_file=$model_dir/bert_config.json"
     "--max_seq_length=$seq_length" "--doc_stride=$doc_stride"
     "--cache_dir=$results_dir/cache" "${precision_flags[@]}")
-  if [[ $squad_version == 2.0 ]]; then flags+=(--version_2_with_negative=true); fi
+  if [[ $squad_version == 2.0 ]]; then
+    flags+=(--version_2_with_negative=true)
+  fi
   for name in do_lower_case seed; do
     if [[ -n ${!name} ]]; then flags+=("--$name=${!name}"); fi
   done

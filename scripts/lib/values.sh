@@ -97,7 +97,8 @@ read_config_line() {
   [[ $line =~ ^[[:space:]]*([A-Za-z0-9_]+)[[:space:]]*=[[:space:]]*(.*)$ ]] ||
     return 1
   config_name=${BASH_REMATCH[1]} config_value=${BASH_REMATCH[2]}
-  if [[ $config_value =~ ^(\"([^\"]*)\"|\'([^\']*)\')[[:space:]]*(#.*)?$ ]]; then
+  local quoted='^("([^"]*)"|'\''([^'\'']*)'\'')[[:space:]]*(#.*)?$'
+  if [[ $config_value =~ $quoted ]]; then
     config_value=${BASH_REMATCH[2]}${BASH_REMATCH[3]}
   else
     if [[ $config_value == '#'* ]]; then config_value=''; fi
