@@ -221,7 +221,8 @@ def model_fn(features, labels, mode, params):
   loss = mlm_loss + nsp_loss
   if is_training:
     return training.train_spec(
-        params, loss, {"mlm_loss": mlm_loss, "nsp_loss": nsp_loss})
+        params, loss, {"mlm_loss": mlm_loss, "nsp_loss": nsp_loss},
+        log_losses=config.report_loss)
   session.check_complete(params["checkpoint"])
   return tf.estimator.EstimatorSpec(
       mode=mode, loss=loss, eval_metric_ops=eval_metrics(mlm, nsp))

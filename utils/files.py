@@ -24,6 +24,7 @@ def expand_globs(patterns, flag):
   """
   if isinstance(patterns, str):
     patterns = patterns.split(",")
+  patterns = patterns or []
   found = set()
   for pattern in (p.strip() for p in patterns):
     if not pattern:
@@ -33,7 +34,7 @@ def expand_globs(patterns, flag):
       raise UserError("--%s: no file matches %s" % (flag, pattern))
     found.update(matches)
   if not found:
-    raise UserError("--%s names no file" % flag)
+    raise UserError("--%s is required: it names no file" % flag)
   return sorted(found)
 
 

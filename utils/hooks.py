@@ -87,18 +87,21 @@ class MetricsHook(tf.train.SessionRunHook):
     total_steps: last step of the run.
     every_steps: steps between rows; the first and last step get one too.
     batch_size: sentences a step.
+    log_losses: whether rows also become lines of the log.
 
   Raises:
     UserError: after a step whose loss or gradient was not finite. The
       graph has not applied it.
   """
 
-  def __init__(self, scalars, folder, total_steps, every_steps, batch_size):
+  def __init__(self, scalars, folder, total_steps, every_steps, batch_size,
+               log_losses=True):
     self._scalars = scalars
     self._folder = folder
     self._total = total_steps
     self._every = every_steps
     self._batch_size = batch_size
+    self._log_losses = log_losses
     self.stopwatch = None
 
   def begin(self):
@@ -143,9 +146,9 @@ class MetricsHook(tf.train.SessionRunHook):
     self._events.add_summary(tf.Summary(value=[
         tf.Summary.Value(tag=tag, simple_value=value)
         for tag, value in values.items()]), step)
-    if self._bar.disable:
+    if self._bar.disable and self._log_losses:
       LOGGER.info("step %d/%d  %s", step, self._total, _human(values))
-    else:
+    elif not self._bar.disable:
       self._bar.set_postfix_str(
           "loss %.4f, %.1f sentences/s" % (values["loss"], rate))
 

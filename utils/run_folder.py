@@ -3,7 +3,6 @@
 import contextlib
 import glob
 import os
-import platform
 import sys
 
 from utils import files
@@ -60,7 +59,7 @@ def opened(output_dir, runner, config, model, log_file=None):
         "runner": runner,
         "settings": dict(config._asdict()),
         "model": model,
-        "versions": dict(stack.versions(), python=platform.python_version()),
+        "versions": stack.versions(),
         "device": stack.device_name(),
         "threads": session.thread_count(),
         "command": sys.argv,

@@ -32,6 +32,21 @@ def gpu_available():
   return bool(tf.config.experimental.list_physical_devices("GPU"))
 
 
+def device_name():
+  """Returns what computes, for the header of a log: GPUs, else the CPU."""
+  gpus = tf.config.experimental.list_physical_devices("GPU")
+  if gpus:
+    return "%d GPUs" % len(gpus) if len(gpus) > 1 else "1 GPU"
+  try:
+    with open("/proc/cpuinfo", encoding="utf-8") as stream:
+      for line in stream:
+        if line.startswith("model name"):
+          return "CPU (%s)" % line.split(":", 1)[1].strip()
+  except OSError:
+    pass
+  return "CPU (%s)" % (platform.processor() or platform.machine())
+
+
 def versions():
   """Returns {name: text} of what runs here, for the header of a log."""
   return {

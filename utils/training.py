@@ -1,5 +1,7 @@
 """The training loop around a model: start, update, hooks, resume."""
 
+import os
+
 import tensorflow.compat.v1 as tf
 
 import modeling
@@ -61,13 +63,14 @@ def checkpoint_to_use(config):
       "first, or name one" % config.output_dir)
 
 
-def train_spec(params, loss, scalars):
+def train_spec(params, loss, scalars, log_losses=True):
   """Returns the EstimatorSpec of training `loss`.
 
   Args:
     params: the model function's params.
     loss: scalar float32 tensor.
     scalars: {tag: scalar tensor} to report beside loss, rate and norm.
+    log_losses: whether the log gets lines beside the rows of metrics.jsonl.
   """
   config = params["config"]
   if params["checkpoint"] is None and config.init_checkpoint:
@@ -88,12 +91,15 @@ def train_spec(params, loss, scalars):
       grad_norm=update.grad_norm, is_finite=update.is_finite)
   metrics_hook = hooks.MetricsHook(
       reported, config.output_dir, params["total_steps"],
-      config.log_every_steps, config.train_batch_size)
+      config.log_every_steps, config.train_batch_size, log_losses)
   checkpoint_hook = hooks.CheckpointHook(
       step, config.output_dir, config.save_checkpoints_steps,
       config.keep_checkpoint_max)
+  # Estimator's own NaN hook comes before ours and ends in a traceback.
+  shown_loss = tf.where(update.is_finite, loss, tf.zeros_like(loss))
   return tf.estimator.EstimatorSpec(
-      mode=tf.estimator.ModeKeys.TRAIN, loss=loss, train_op=update.train_op,
+      mode=tf.estimator.ModeKeys.TRAIN, loss=shown_loss,
+      train_op=update.train_op,
       scaffold=session.training_scaffold(params["checkpoint"]),
       training_hooks=[metrics_hook, checkpoint_hook])
 
@@ -130,6 +136,11 @@ def train(config, bert_config, model_fn, total_steps, warmup_steps,
     make_dataset: function of a `Source` that returns a tf.data.Dataset.
   """
   prefix = checkpoints.latest(config.output_dir)
+  if prefix is not None and prefix != tf.train.latest_checkpoint(
+      config.output_dir):
+    # TensorFlow restores what this file names, be it damaged or gone.
+    tf.train.update_checkpoint_state(
+        config.output_dir, os.path.basename(prefix))
   step, consumed = _start(config, prefix)
   if step >= total_steps:
     LOGGER.info("already trained to step %d of %d: nothing left to train",

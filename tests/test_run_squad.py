@@ -1,0 +1,294 @@
+"""SQuAD end to end on a tiny model: files, scores, resume, bad input."""
+
+import json
+import os
+import subprocess
+
+import numpy as np
+import pytest
+
+import runners
+from test_run_pretraining import CONFIG
+from test_run_pretraining import kill_when
+from test_run_pretraining import rows
+from test_run_pretraining import same_weights
+from test_run_pretraining import weights
+
+WORDS = ("the is in who where lives works with and a house city named old "
+         "anna bela cora dora emil paris rome oslo bern kiel ?").split()
+VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] + WORDS + [".", "##s"]
+
+
+def dataset(count, version="1.1", impossible=()):
+  """Returns a SQuAD dict of `count` questions about who lives where."""
+  people, cities = WORDS[14:19], WORDS[19:24]
+  paragraphs = []
+  for i in range(count):
+    person, city = people[i % 5], cities[(i * 3 + i // 5) % 5]
+    context = "%s lives in %s . the old house is in a city ." % (
+        person.capitalize(), city.capitalize())
+    answer = {"text": city.capitalize(),
+              "answer_start": context.index(city.capitalize())}
+    question = {"id": "q%d" % i, "question": "where lives %s ?" % person,
+                "answers": [answer]}
+    if version == "2.0":
+      question["is_impossible"] = i in impossible
+      if i in impossible:
+        question.update(question="where works %s ?" % person, answers=[])
+    paragraphs.append({"context": context, "qas": [question]})
+  return {"version": version,
+          "data": [{"title": "people", "paragraphs": paragraphs}]}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+  """Folder with config, vocabulary and SQuAD files."""
+  folder = tmp_path_factory.mktemp("squad")
+  (folder / "config.json").write_text(
+      json.dumps(dict(CONFIG, vocab_size=len(VOCAB))))
+  (folder / "vocab.txt").write_text("\n".join(VOCAB) + "\n")
+  (folder / "train.json").write_text(json.dumps(dataset(40)))
+  (folder / "dev.json").write_text(json.dumps(dataset(11)))
+  (folder / "train2.json").write_text(json.dumps(
+      dataset(40, "2.0", range(0, 40, 4))))
+  (folder / "dev2.json").write_text(json.dumps(
+      dataset(11, "2.0", (1, 5))))
+  return folder
+
+
+def settings(place, output, **changes):
+  values = dict(
+      bert_config_file=place / "config.json", vocab_file=place / "vocab.txt",
+      output_dir=output, cache_dir=place / "cache",
+      train_file=place / "train.json", predict_file=place / "dev.json",
+      do_train=True, do_predict=True, train_batch_size=8,
+      predict_batch_size=4, learning_rate=1e-2, num_train_epochs=6,
+      max_seq_length=32, doc_stride=8, max_query_length=8,
+      save_checkpoints_steps=10, log_every_steps=1, seed=7)
+  values.update(changes)
+  return values
+
+
+@pytest.fixture(scope="module")
+def trained(place):
+  output = place / "undisturbed"
+  result = runners.call("run_squad", settings(place, output))
+  assert result.status == 0, result.err
+  return output, result
+
+
+def test_learns_writes_everything_and_ends_with_the_scores(place, trained):
+  output, result = trained
+  last = json.loads(result.out.splitlines()[-1])
+  assert list(last) == ["exact_match", "f1"]
+  assert last["exact_match"] > 90
+  predictions = json.loads((output / "predictions.json").read_text())
+  assert sorted(predictions) == sorted("q%d" % i for i in range(11))
+  assert predictions["q0"] == "Paris"
+  assert len(json.loads((output / "nbest_predictions.json").read_text())) == 11
+  assert json.loads((output / "scores.json").read_text())["f1"] == last["f1"]
+  for text in ("0 Total Training Time = ", "Sentences processed = 240",
+               "0 Training Performance = ", "0 Total Inference Time = ",
+               "Sentences processed = 11", "0 Inference Performance = "):
+    assert text in result.err
+  losses = [r["loss"] for r in rows(output)]
+  assert len(losses) == 30 and losses[-1] < losses[0]
+
+
+def test_log_file_has_the_lines(place, tmp_path, trained):
+  log = tmp_path / "run.log"
+  result = runners.call("run_squad", settings(
+      place, trained[0], log_file=log, do_train=None))
+  assert result.status == 0, result.err
+  assert "Inference Performance" in log.read_text()
+
+
+def test_scorer_alone_agrees(place, trained):
+  done = subprocess.run(
+      [runners.sys.executable, str(runners.ROOT / "utils" / "squad_score.py"),
+       str(place / "dev.json"), str(trained[0] / "predictions.json")],
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=True,
+      cwd="/")
+  assert done.stdout.decode().splitlines() == [
+      trained[1].out.splitlines()[-1]]
+
+
+def test_prediction_from_another_folder_is_the_same(place, trained):
+  output = place / "inference"
+  result = runners.call("run_squad", settings(
+      place, output, do_train=None, train_file=None,
+      init_checkpoint=trained[0] / "model.ckpt", predict_batch_size=3))
+  assert result.status == 0, result.err
+  for name in ("predictions.json", "eval_results.txt"):
+    assert (output / name).read_bytes() == (trained[0] / name).read_bytes()
+
+
+def test_killed_and_resumed_is_the_same_run(place):
+  values = dict(train_batch_size=40, num_train_epochs=250,
+                do_predict=None, learning_rate=1e-3)
+  whole, killed = place / "whole", place / "killed"
+  assert runners.call("run_squad", settings(
+      place, whole, **values)).status == 0
+  log = killed / "metrics.jsonl"
+  kill_when(runners.command("run_squad", settings(place, killed, **values)),
+            lambda: log.exists() and len(log.read_text().splitlines()) > 34)
+  result = runners.call("run_squad", settings(place, killed, **values))
+  assert result.status == 0, result.err
+  assert "going on from" in result.err
+  assert same_weights(whole, killed)
+
+
+def test_version_2(place):
+  output = place / "v2"
+  result = runners.call("run_squad", settings(
+      place, output, train_file=place / "train2.json",
+      predict_file=place / "dev2.json", version_2_with_negative=True))
+  assert result.status == 0, result.err
+  last = json.loads(result.out.splitlines()[-1])
+  scores = json.loads((output / "scores.json").read_text())
+  assert last == {"exact_match": scores["exact"], "f1": scores["f1"]}
+  assert {"best_f1", "best_f1_thresh", "NoAns_f1"} <= set(scores)
+  assert len(json.loads((output / "null_odds.json").read_text())) == 11
+
+
+def test_one_question_one_step(place, tmp_path):
+  path = tmp_path / "one.json"
+  path.write_text(json.dumps(dataset(1)))
+  result = runners.call("run_squad", settings(
+      place, tmp_path / "out", train_file=path, predict_file=path,
+      train_batch_size=1, num_train_epochs=1))
+  assert result.status == 0, result.err
+  assert weights(tmp_path / "out")["global_step"] == 1
+  assert json.loads(result.out.splitlines()[-1])["f1"] >= 0
+
+
+def test_questions_without_answers_are_predicted_not_scored(
+    place, tmp_path, trained):
+  data = dataset(3)
+  for paragraph in data["data"][0]["paragraphs"]:
+    del paragraph["qas"][0]["answers"]
+  path = tmp_path / "open.json"
+  path.write_text(json.dumps(data))
+  result = runners.call("run_squad", settings(
+      place, tmp_path / "out", do_train=None, predict_file=path,
+      init_checkpoint=trained[0]))
+  assert result.status == 0, result.err
+  assert result.out == ""
+  assert len(json.loads(
+      (tmp_path / "out" / "predictions.json").read_text())) == 3
+
+
+def test_num_eval_iterations_only_measures(place, tmp_path, trained):
+  result = runners.call("run_squad", settings(
+      place, tmp_path / "out", do_train=None, init_checkpoint=trained[0],
+      num_eval_iterations=2))
+  assert result.status == 0, result.err
+  assert "Sentences processed = 8" in result.err
+  assert not (tmp_path / "out" / "predictions.json").exists()
+
+
+def test_killed_prediction_ends_with_whole_files(place, trained, tmp_path):
+  path = tmp_path / "many.json"
+  path.write_text(json.dumps(dataset(4000)))
+  values = settings(place, tmp_path / "out", do_train=None,
+                    predict_file=path, init_checkpoint=trained[0],
+                    predict_batch_size=1, log_file=tmp_path / "log")
+  out, log = tmp_path / "out", tmp_path / "log"
+  kill_when(runners.command("run_squad", values),
+            lambda: log.exists() and "predicted 2000" in log.read_text())
+  assert not (out / "predictions.json").exists()
+  result = runners.call("run_squad", dict(values, predict_batch_size=100))
+  assert result.status == 0, result.err
+  assert len(json.loads((out / "predictions.json").read_text())) == 4000
+  assert not [n for n in os.listdir(str(out)) if n.endswith(".tmp")]
+
+
+def bad_cases(place):
+  """Returns {name: (changed settings, what the one line must hold)}."""
+  def write(name, text):
+    (place / name).write_text(text)
+    return place / name
+
+  def changed(name, edit):
+    data = dataset(9)
+    edit(data["data"][0]["paragraphs"][2])
+    return write(name, json.dumps(data))
+
+  def edit_offset(paragraph):
+    paragraph["qas"][0]["answers"][0]["answer_start"] = 5000
+
+  def edit_context(paragraph):
+    paragraph["context"] = ""
+
+  def edit_question(paragraph):
+    paragraph["qas"][0]["question"] = " "
+
+  cased = write("cased.txt", "\n".join(
+      [w if w[0] in "[#" else w.capitalize() for w in VOCAB]) + "\n")
+  return {
+      "missing train file": (dict(train_file=place / "none.json"),
+                             ["--train_file", "none.json"]),
+      "missing vocabulary": (dict(vocab_file=place / "none.txt"),
+                             ["--vocab_file", "none.txt"]),
+      "not JSON": (dict(predict_file=write("cut.json", '{"data": [')),
+                   ["cut.json"]),
+      "not SQuAD": (dict(predict_file=write("other.json", '{"a": 1}')),
+                    ["other.json"]),
+      "empty file": (dict(train_file=write("empty.json", "")),
+                     ["empty.json"]),
+      "offset outside": (dict(train_file=changed("offset.json", edit_offset)),
+                         ["offset.json", "q2"]),
+      "empty context": (dict(train_file=changed(
+          "context.json", edit_context)), ["context.json"]),
+      "empty question": (dict(train_file=changed(
+          "question.json", edit_question)), ["question.json", "q2"]),
+      "vocabulary of another size": (
+          dict(vocab_file=write("long.txt", "\n".join(VOCAB + ["x"]) + "\n")),
+          ["long.txt", "config.json"]),
+      "case mismatch": (dict(vocab_file=cased, do_lower_case=True),
+                        ["--do_lower_case"]),
+      "over positions": (dict(max_seq_length=33), ["--max_seq_length", "32"]),
+      "no room": (dict(max_query_length=30), ["--max_query_length"]),
+      "batch 0": (dict(train_batch_size=0), ["--train_batch_size"]),
+      "predict batch 0": (dict(predict_batch_size=0),
+                          ["--predict_batch_size"]),
+      "batch over questions": (dict(train_batch_size=41),
+                               ["--train_batch_size", "40"]),
+      "not a checkpoint": (dict(init_checkpoint=place / "train.json"),
+                           ["train.json"]),
+      "unknown flag": (dict(doc_strid=3), ["doc_strid"]),
+  }
+
+
+@pytest.mark.parametrize("name", [
+    "missing train file", "missing vocabulary", "not JSON", "not SQuAD",
+    "empty file", "offset outside", "empty context", "empty question",
+    "vocabulary of another size", "case mismatch", "over positions",
+    "no room", "batch 0", "predict batch 0", "batch over questions",
+    "not a checkpoint", "unknown flag"])
+def test_bad_input_gets_one_line(place, tmp_path, name):
+  changes, expected = bad_cases(place)[name]
+  result = runners.call(
+      "run_squad", settings(place, tmp_path / "out", **changes))
+  for text in expected:
+    assert text in result.error
+
+
+def test_no_checkpoint_to_predict_with(place, tmp_path):
+  result = runners.call("run_squad", settings(
+      place, tmp_path / "out", do_train=None))
+  assert "no checkpoint" in result.error
+
+
+def test_logits_do_not_depend_on_the_batch(trained, place, tmp_path):
+  result = runners.call("run_squad", settings(
+      place, tmp_path / "out", do_train=None, predict_batch_size=11,
+      init_checkpoint=trained[0]))
+  assert result.status == 0, result.err
+  one, other = (json.loads((f / "nbest_predictions.json").read_text())
+                for f in (tmp_path / "out", trained[0]))
+  for key in one:
+    assert [a["text"] for a in one[key]] == [a["text"] for a in other[key]]
+    np.testing.assert_allclose([a["start_logit"] for a in one[key]],
+                               [a["start_logit"] for a in other[key]],
+                               rtol=1e-5, atol=1e-5)
