@@ -142,17 +142,20 @@ class _Texts(object):
     self._basic = tokenizer.basic_tokenizer
     self._verbose = verbose
     self._words = {}
-    self._row = None
+    self._row = self._doc = None
 
   def _load(self, row):
     features = self._features
     self._row = row
-    self._ids = features.input_ids[row].tolist()
+    self._ids = features.input_ids[row, :features.length[row]].tolist()
     begin = features.doc_offsets[row]
-    self._words_of = features.token_to_orig[
+    self._word_of = features.token_to_orig[
         begin:features.doc_offsets[row + 1]].tolist()
     self._shift = int(features.query_length[row]) + 2
-    self._doc = self._examples[features.example_index[row]].doc_tokens
+    doc = self._examples[features.example_index[row]].doc_tokens
+    if doc is not self._doc:
+      self._doc = doc
+      self._parts = [self._basic_tokens(word) for word in doc]
 
   def _basic_tokens(self, word):
     """Returns the word's basic tokens, blanks between."""
@@ -168,13 +171,12 @@ class _Texts(object):
     pieces = " ".join([tokens[i] for i in self._ids[start:end + 1]])
     pieces = pieces.replace(" ##", "").replace("##", "")
     predicted = " ".join(pieces.split())
-    words = self._doc[self._words_of[start - self._shift]:
-                      self._words_of[end - self._shift] + 1]
+    covered = slice(self._word_of[start - self._shift],
+                    self._word_of[end - self._shift] + 1)
     # Words hold no blank, so their basic tokens in a row are those of the
     # joined text.
-    parts = [self._basic_tokens(word) for word in words]
-    return realign(predicted, " ".join(words),
-                   " ".join([part for part in parts if part]),
+    return realign(predicted, " ".join(self._doc[covered]),
+                   " ".join([part for part in self._parts[covered] if part]),
                    self._verbose)
 
 
@@ -197,7 +199,7 @@ def realign(predicted, original, tokenized, verbose=False):
   published (run_squad's get_final_text).
 
   Args:
-    predicted: the answer's tokens as text.
+    predicted: the answer's tokens as text, no blank at its ends.
     original: words of the paragraph that hold it.
     tokenized: basic tokens of `original`, blanks between.
     verbose: whether to log why all of `original` was taken.
@@ -220,12 +222,6 @@ def realign(predicted, original, tokenized, verbose=False):
   last = end - tokenized.count(" ", 0, end)
   return original[_nth_visible(original, first):
                   _nth_visible(original, last) + 1]
-
-
-def get_final_text(predicted, original, basic_tokenizer, verbose=False):
-  """`realign` for one text: tokenises `original` with a BasicTokenizer."""
-  return realign(predicted, original,
-                 " ".join(basic_tokenizer.tokenize(original)), verbose)
 
 
 def softmax(scores):

@@ -5,15 +5,18 @@ mistake is one clear line here.
 """
 
 import bisect
+import glob
 import logging
 import os
 import re
+import shutil
 from typing import List
 from typing import NamedTuple
 from typing import Optional
 
 import numpy as np
 
+from utils import errors
 from utils import files
 from utils.errors import UserError
 from utils.squad_features import FEATURE_VERSION
@@ -233,6 +236,41 @@ def _load(folder):
   return Features(**columns)
 
 
+def _reuse(folder, path):
+  """Returns the Features kept in `folder`, or None; a line tells which."""
+  if not os.path.isdir(folder):
+    return None
+  try:
+    features = _load(folder)
+  except (UserError, OSError, ValueError, KeyError, TypeError,
+          AttributeError) as error:
+    _LOGGER.warning("features of %s: the cache %s is damaged (%s), so it is "
+                    "made anew", path, folder, errors.one_line(error))
+    return None
+  _LOGGER.info("features of %s: reused %d windows from %s", path,
+               len(features), folder)
+  return features
+
+
+def _keep(features, folder, path):
+  """Writes the cache; where that fails the run goes on without."""
+  # What a killed run left half written.
+  for leftover in glob.glob(os.path.join(
+      glob.escape(os.path.dirname(folder)),
+      ".%s.*.tmp" % os.path.basename(folder))):
+    shutil.rmtree(leftover, ignore_errors=True)
+  try:
+    with files.atomic_folder(folder) as temporary:
+      _save(features, temporary)
+  except OSError as error:
+    _LOGGER.warning("features of %s: made %d windows but cannot keep them in "
+                    "%s (%s)", path, len(features), folder,
+                    errors.one_line(error))
+    return
+  _LOGGER.info("features of %s: made %d windows, kept in %s", path,
+               len(features), folder)
+
+
 def _cache_folder(path, settings, is_training, version_2_with_negative,
                   cache_dir):
   key = dict(settings._asdict(), is_training=is_training,
@@ -269,23 +307,9 @@ def load_or_make(path, tokenizer, settings, is_training,
                                is_training), False
   folder = _cache_folder(path, settings, is_training,
                          version_2_with_negative, cache_dir)
-  if os.path.isdir(folder):
-    try:
-      features = _load(folder)
-      _LOGGER.info("features of %s: reused %d windows from %s", path,
-                   len(features), folder)
-      return examples, features, True
-    except (UserError, OSError, ValueError, KeyError, TypeError,
-            AttributeError) as error:
-      _LOGGER.warning("features of %s: the cache %s is damaged (%s), so it "
-                      "is made anew", path, folder, error)
+  features = _reuse(folder, path)
+  if features is not None:
+    return examples, features, True
   features = featurize(examples, tokenizer, settings, is_training)
-  try:
-    with files.atomic_folder(folder) as temporary:
-      _save(features, temporary)
-    _LOGGER.info("features of %s: made %d windows of %d questions, kept in %s",
-                 path, len(features), len(examples), folder)
-  except OSError as error:
-    _LOGGER.warning("features of %s: cannot keep them in %s (%s)", path,
-                    folder, error.strerror)
+  _keep(features, folder, path)
   return examples, features, False
