@@ -17,15 +17,16 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "scripts"
 LAUNCHERS = ["run_pretraining.sh", "run_squad.sh", "run_squad_inference.sh"]
 
-# Records its arguments, says two lines, and ends as the environment tells.
+# Records its arguments, says some lines, and ends as the environment tells.
 STUB = """#!/usr/bin/env bash
 printf '%s\\0' "$@" > "$STUB_ARGUMENTS"
 if [[ -t 2 ]]; then echo 'stub: terminal' >&2; fi
 echo 'stub: words on stdout'
 echo 'stub: words on stderr' >&2
+echo 'stub: score'
 if [[ ${STUB_WAIT-} ]]; then
   trap 'echo "stub: told to end"; exit 143' TERM
-  trap 'echo "stub: interrupted"; exit 130' INT
+  trap 'echo "stub: interrupted"; sleep 0.3; exit 130' INT
   : > "$STUB_WAIT"
   for _ in {1..200}; do sleep 0.05; done
 fi
@@ -493,7 +494,7 @@ def test_results_that_cannot_be_written(site):
 def test_run_and_log(site):
   done = site.run("run_squad.sh")
   assert done.returncode == 0
-  assert done.stdout == "stub: words on stdout\n"
+  assert done.stdout == "stub: words on stdout\nstub: score\n"
   assert done.stderr.endswith("stub: words on stderr\n")
   (folder,) = site.runs()
   assert site.stub_flags() == squad_golden(
@@ -501,14 +502,15 @@ def test_run_and_log(site):
   lines = (folder / "squad_large_v1.1.log").read_text().splitlines()
   assert lines[0].startswith("# 20")
   assert flags_of(shlex.split(lines[1])[2:]) == site.stub_flags()
-  assert sorted(lines[2:]) == ["stub: words on stderr", "stub: words on stdout"]
+  assert sorted(lines[2:]) == [
+      "stub: score", "stub: words on stderr", "stub: words on stdout"]
   assert (folder / "launch.done").exists()
 
 
 def test_one_stream_keeps_its_order(site):
   done = site.run("run_squad.sh", stderr=subprocess.STDOUT)
-  tail = ["stub: words on stdout", "stub: words on stderr"]
-  assert done.stdout.splitlines()[-2:] == tail
+  tail = ["stub: words on stdout", "stub: words on stderr", "stub: score"]
+  assert done.stdout.splitlines()[-3:] == tail
   (folder,) = site.runs()
   assert (folder / "squad_large_v1.1.log").read_text().splitlines()[2:] == tail
 

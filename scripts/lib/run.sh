@@ -59,10 +59,9 @@ open_run() {
 interrupted() {
   # A terminal sends Ctrl-C to the program as well, so only a second one is
   # handed on; but older versions of bash switch it off in programs started so.
-  local ignored=0
-  if [[ -r /proc/$child/status ]]; then
-    ignored=$(awk '/^SigIgn/ {print $2}' "/proc/$child/status")
-  fi
+  local ignored
+  ignored=$(awk '/^SigIgn/ {print $2}' "/proc/$child/status" 2>/dev/null) ||
+    ignored=0   # no /proc, or the program has ended just now
   if ((++interrupts > 1 || 16#${ignored:-0} & 2)); then
     kill -TERM "$child" 2>/dev/null || true
   fi
@@ -77,12 +76,13 @@ run_logged() {
   shift
   exec {out}>&1 {err}>&2
   if [[ -n $log ]]; then
-    exec {out}> >(trap '' INT TERM HUP; exec tee -a -- "$log")
+    trap '' INT TERM HUP   # inherited
+    exec {out}> >(exec tee -a -- "$log")
     copies+=("$!")
     if [[ /dev/fd/1 -ef /dev/fd/2 ]]; then
       exec {err}>&"$out"   # one stream for both keeps the lines in order
     else
-      exec {err}> >(trap '' INT TERM HUP; exec tee -a -- "$log" >&2)
+      exec {err}> >(exec tee -a -- "$log" >&2)
       copies+=("$!")
     fi
   fi
