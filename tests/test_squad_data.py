@@ -143,7 +143,7 @@ def compare(google, data, name, vocab, lower, is_training, version_2,
 def test_equals_published_code(google, shared_data, name, vocab, lower,
                                is_training, version_2, lengths):
   compare(google, shared_data, name, vocab, lower, is_training, version_2,
-          lengths, slice(None, None, 61))
+          lengths, slice(None, None, 97))
 
 
 @pytest.mark.slow
