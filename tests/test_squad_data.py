@@ -1,4 +1,4 @@
-"""SQuAD files and features: against Google's code, by hand, bad input, cache."""
+"""SQuAD features: Google's code, oracles by hand, bad input, the cache."""
 
 import json
 import logging
@@ -200,16 +200,18 @@ def test_windows_and_most_context(tmp_path, tokenizer):
 
 
 def test_answer_is_narrowed_to_its_tokens(tmp_path, tokenizer):
-  context = "The leader was John Smith (1895-1943). Japanese it is"
+  context = "The leader was John Smith (1895-1943). Japanese it is 1-1943"
   features = train_features(
       tmp_path, tokenizer, context,
       question("year", answers=[("1895", context.index("1895"))]),
-      # A part of a word that the tokenizer splits elsewhere: the whole word.
+      # Part of a word: what its tokens can say, else the whole word.
       question("part", answers=[("Japan", context.index("Japan"))]),
-      question("odd", answers=[("Japanes", context.index("Japan"))]))
+      question("odd", answers=[("Japanes", context.index("Japan"))]),
+      question("last", answers=[("1943", context.rindex("1943"))]),
+      seq=48)
   answers = [[VOCAB[i] for i in row[start:end + 1]] for row, start, end in zip(
       features.input_ids, features.start_positions, features.end_positions)]
-  assert answers == [["1895"], ["japan"], ["japan", "##ese"]]
+  assert answers == [["1895"], ["japan"], ["japan", "##ese"], ["1943"]]
 
 
 def test_answer_outside_the_window_points_at_cls(tmp_path, tokenizer):
@@ -272,10 +274,10 @@ def test_all_answers_unfound(tmp_path):
     squad_data.read_examples(path, True, False)
 
 
-def test_leading_blanks_belong_to_the_first_word(tmp_path, tokenizer):
-  features = train_features(tmp_path, tokenizer, "  John",
-                            question(answers=[("  John", 0)]))
-  assert features.start_positions.tolist() == [6]
+def test_leading_blanks_belong_to_the_first_word(tmp_path):
+  path = squad(tmp_path, "  John", question(answers=[("  John", 0)]))
+  (example,) = squad_data.read_examples(path, True, False)
+  assert (example.start_position, example.end_position) == (0, 0)
 
 
 # Bad input.
