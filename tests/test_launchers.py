@@ -27,7 +27,8 @@ echo 'stub: score'
 if [[ ${STUB_WAIT-} ]]; then
   trap 'echo "stub: told to end"; exit 143' TERM
   trap 'echo "stub: interrupted"; sleep 0.3; exit 130' INT
-  : > "$STUB_WAIT"
+  echo "$$" > "$STUB_WAIT.part"
+  mv "$STUB_WAIT.part" "$STUB_WAIT"
   for _ in {1..200}; do sleep 0.05; done
 fi
 exit "${STUB_STATUS:-0}"
@@ -601,6 +602,17 @@ def test_signal_reaches_the_program(site):
   assert not (folder / "launch.done").exists()
 
 
+def test_killed_program_is_one_line_and_gone_on_with(site):
+  process = started(site)
+  os.kill(int((site.home / "ready").read_text()), signal.SIGKILL)
+  _, err = process.communicate(timeout=30)
+  assert process.returncode == 137
+  assert err.splitlines()[-2:] == [
+      "stub: words on stderr",
+      "run_squad.sh: ended by signal 9; the same command goes on"]
+  assert "going on with" in site.run("run_squad.sh").stderr
+
+
 def test_interrupt_of_the_whole_group(site):
   process = started(site, start_new_session=True)
   os.killpg(process.pid, signal.SIGINT)
@@ -641,7 +653,8 @@ def test_at_a_terminal(site):
   (folder,) = site.runs()
   log = folder / "squad_large_v1.1.log"
   assert site.stub_flags()["log_file"] == str(log)
-  assert len(log.read_text().splitlines()) == 2  # the program writes the rest
+  assert log.read_text().splitlines()[2:] == [  # the program writes the rest
+      "# ended with status 4"]
   assert site.run("run_squad.sh").returncode == 0  # log_file is no setting
   assert site.runs() == [folder]
 

@@ -92,7 +92,7 @@ run_logged() {
   (trap - INT TERM HUP; exec "$@" >&"$out" 2>&"$err" {out}>&- {err}>&-) &
   child=$!
   exec {out}>&- {err}>&-
-  while wait "$child"; status=$?; kill -0 "$child" 2>/dev/null; do :; done
+  while wait "$child"; status=$?; kill -0 "$child"; do :; done 2>/dev/null
   trap - INT TERM HUP
   for copy in "${copies[@]}"; do wait "$copy" || true; done
   return "$status"
@@ -124,10 +124,13 @@ run_python() {
   run_logged "$tee_log" "${command[@]}" || status=$?
   if ((status == 0)); then
     : >"$run_dir/launch.done"
-  elif ((status > 128)); then
-    line="ended by signal $((status - 128)); the same command goes on"
-    note "$line"
-    [[ -z $log ]] || printf '%s: %s\n' "$launcher" "$line" >>"$log"
+  else
+    line="ended with status $status"
+    if ((status > 128)); then
+      line="ended by signal $((status - 128)); the same command goes on"
+      ((status == 130)) || note "$line"   # of Ctrl-C the program tells itself
+    fi
+    [[ -z $log ]] || printf '# %s\n' "$line" >>"$log"
   fi
   exit "$status"
 }
