@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Runs the tests, on every stack that this machine can have.
+#
+#   bash scripts/test.sh [--stack tf1|tf2|all] [pytest arguments]
+#   bash scripts/test.sh --stack tf2 tests/test_modeling.py -k gelu
+#   bash scripts/test.sh --slow         # also the tests that take minutes
+#
+# Sets up first (scripts/setup.sh --with_tests). Expect some minutes; the
+# stacks run in turn, since both use all cores. A closing table tells how each
+# stack went; the exit status is 0 if all of them passed.
+set -euo pipefail
+
+root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+venv_root=$(realpath -m -- "${BERT_VENV_DIR:-$root/.venv}")
+# shellcheck source=scripts/setup/python.sh
+source "$root/scripts/setup/python.sh"
+
+choice=${BERT_STACK:-all} arguments=() stacks=() summary=() failed=0
+while (($#)); do
+  case $1 in
+    --stack)
+      choice=${2-}
+      shift
+      ;;
+    --stack=*) choice=${1#*=} ;;
+    -h | --help)
+      sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      exit
+      ;;
+    *) arguments+=("$1") ;;
+  esac
+  shift || break
+done
+case $choice in
+  tf1 | tf2) stacks=("$choice") ;;
+  all) mapfile -t stacks < <(possible_stacks) ;;
+  *)
+    echo "test.sh: --stack has to be tf1, tf2 or all" >&2
+    exit 1
+    ;;
+esac
+if ((${#stacks[@]} == 0)); then stacks=(tf2); fi  # set-up tells what is amiss
+
+# An own folder for each stack: pytest's cache holds what failed last.
+run_tests() {
+  bash "$root/scripts/setup.sh" --stack "$1" --with_tests || return
+  (
+    cd -- "$root"
+    PATH=$venv_root/$1/bin:$PATH "$venv_root/$1/bin/python" -m pytest -q \
+      -o "cache_dir=.pytest_cache/$1" ${arguments[@]+"${arguments[@]}"}
+  )
+}
+
+for stack in "${stacks[@]}"; do
+  printf '\n== %s\n' "$stack"
+  start=$SECONDS status=0
+  run_tests "$stack" || status=$?
+  if ((status)); then
+    failed=1 result="FAILED (exit status $status)"
+  else
+    result=passed
+  fi
+  summary+=("$stack  $result, $((SECONDS - start)) s")
+done
+printf '\n'
+[[ $choice != all || ${#stacks[@]} == 2 ]] ||
+  echo "only ${stacks[*]}: this machine has no Python for the other stack"
+printf '%s\n' "${summary[@]}"
+exit "$failed"
