@@ -1,0 +1,313 @@
+"""utils/records: the bytes TensorFlow writes and reads, and bad files."""
+
+import json
+import random
+
+import pytest
+import tensorflow.compat.v1 as tf
+
+from utils import records
+from utils.errors import UserError
+
+FEATURES = {
+    "input_ids": [101, 7, 30521, 127, 128, 16384, 0, 0],
+    "negative": [-1, -(1 << 63), (1 << 63) - 1],
+    "masked_lm_weights": [1.0, 0.0, -2.5],
+    "none": [],
+}
+
+
+def error_of(function, *args, **kwargs):
+  """Returns the one line of the UserError that the call must raise."""
+  with pytest.raises(UserError) as caught:
+    function(*args, **kwargs)
+  message = str(caught.value)
+  assert "\n" not in message
+  return message
+
+
+def tf_example(features):
+  """Returns TensorFlow's own message of `features`."""
+  example = tf.train.Example()
+  for name, values in features.items():
+    feature = example.features.feature[name]
+    if values and isinstance(values[0], float):
+      feature.float_list.value.extend(values)
+    else:
+      feature.int64_list.value.extend(values)
+  return example
+
+
+def run(tensor):
+  with tf.Session(graph=tensor.graph) as session:
+    return session.run(tensor)
+
+
+@pytest.fixture
+def path(tmp_path):
+  return str(tmp_path / "x.tfrecord")
+
+
+class TestFraming:
+
+  PAYLOADS = [b"", b"a", b"b" * 1000, bytes(range(256)), b"a"]
+
+  def test_tensorflow_reads_ours(self, path):
+    assert records.write_records(path, self.PAYLOADS) == 5
+    with tf.Graph().as_default():
+      dataset = tf.data.TFRecordDataset(path).batch(10)
+      batch = tf.data.make_one_shot_iterator(dataset).get_next()
+      assert list(run(batch)) == self.PAYLOADS
+
+  def test_ours_reads_tensorflows(self, path):
+    with tf.python_io.TFRecordWriter(path) as writer:
+      for payload in self.PAYLOADS:
+        writer.write(payload)
+    assert list(records.read_records(path)) == self.PAYLOADS
+    assert records.count_records(path) == 5
+
+  def test_skip(self, path):
+    records.write_records(path, self.PAYLOADS)
+    for skip in range(7):
+      assert list(records.read_records(path, skip)) == self.PAYLOADS[skip:]
+
+  def test_empty_file(self, path):
+    assert records.write_records(path, []) == 0
+    assert list(records.read_records(path)) == []
+    assert records.count_records(path) == 0
+
+  def test_failed_writing_leaves_the_old_file(self, path, tmp_path):
+    records.write_records(path, [b"old"])
+
+    def payloads():
+      yield b"new"
+      raise RuntimeError("on purpose")
+    with pytest.raises(RuntimeError):
+      records.write_records(path, payloads())
+    assert list(records.read_records(path)) == [b"old"]
+    assert [p.name for p in tmp_path.iterdir()] == ["x.tfrecord"]
+
+
+class TestDamage:
+
+  @pytest.fixture
+  def data(self, path):
+    records.write_records(path, [b"a" * 100, b"b" * 50])
+    with open(path, "rb") as stream:
+      return stream.read()
+
+  @staticmethod
+  def rewrite(path, data):
+    with open(path, "wb") as stream:
+      stream.write(data)
+
+  def read(self, path):
+    return list(records.read_records(path))
+
+  def test_truncated_anywhere(self, path, data):
+    """The first record has 116 bytes; a cut there is a whole file."""
+    for size in range(1, len(data)):
+      self.rewrite(path, data[:size])
+      if size == 116:
+        assert self.read(path) == [b"a" * 100]
+        continue
+      start = 0 if size < 116 else 116
+      for function in (self.read, records.count_records):
+        message = error_of(function, path)
+        assert path in message and "truncated" in message
+        assert "at byte %d:" % start in message
+      assert "truncated" in error_of(
+          lambda p: list(records.read_records(p, skip=2)), path)
+
+  def test_any_flipped_bit_is_seen(self, path, data):
+    for i in range(len(data)):
+      damaged = bytearray(data)
+      damaged[i] ^= 0x10
+      self.rewrite(path, bytes(damaged))
+      assert path in error_of(self.read, path)
+
+  def test_where_the_damage_is(self, path, data):
+    damaged = bytearray(data)
+    damaged[140] ^= 1
+    self.rewrite(path, bytes(damaged))
+    assert "damaged content (wrong CRC) in the record at byte 116" in (
+        error_of(self.read, path))
+
+  def test_no_record_file(self, path):
+    self.rewrite(path, b"Call me Ishmael. Some years ago.")
+    assert "is not a TFRecord file" in error_of(self.read, path)
+    assert "No such file" in error_of(self.read, path + ".missing")
+
+
+class TestExamples:
+
+  def test_bytes_are_tensorflows(self):
+    assert records.encode_features(FEATURES) == tf_example(
+        FEATURES).SerializeToString(deterministic=True)
+
+  def test_decode(self):
+    payload = tf_example(FEATURES).SerializeToString()
+    assert records.decode_example(payload) == FEATURES
+    assert records.decode_example(records.encode_features(FEATURES)) == (
+        FEATURES)
+    example = tf.train.Example()
+    example.features.feature["text"].bytes_list.value.extend([b"a", b""])
+    assert records.decode_example(example.SerializeToString()) == {
+        "text": [b"a", b""]}
+
+  def test_decode_unpacked_values(self):
+    # Field 1 of Int64List, once a value, as old writers have it.
+    ints = records._field(3, b"\x08\x05\x08\x07")
+    entry = records._field(1, b"x") + records._field(2, ints)
+    payload = records._field(1, records._field(1, entry))
+    assert tf.train.Example.FromString(
+        payload).features.feature["x"].int64_list.value == [5, 7]
+    assert records.decode_example(payload) == {"x": [5, 7]}
+
+  def test_decode_rubbish(self):
+    chance = random.Random(1)
+    for payload in [b"\x0a", b"\xff" * 20, b"hello", b"\x0a\x02\x0a\x09"]:
+      with pytest.raises(ValueError):
+        records.decode_example(payload)
+    for _ in range(500):
+      payload = bytes(chance.randrange(256) for _ in range(30))
+      try:
+        records.decode_example(payload)
+      except ValueError:
+        pass
+
+  def test_instances(self):
+    """The fast encoder gives what the plain one and TensorFlow give."""
+    chance = random.Random(2)
+    encoder = records.InstanceEncoder(140, 6, 30522)
+    for _ in range(50):
+      length, count = chance.randint(5, 140), chance.randint(0, 6)
+      ids = [chance.choice([0, 127, 128, 16383, 16384, 30521])
+             for _ in range(length)]
+      first = chance.randint(2, length - 1)
+      positions = sorted(chance.sample(range(140), count))
+      labels = [chance.randrange(30522) for _ in range(count)]
+      random_next = chance.random() < 0.5
+      features = {
+          "input_ids": ids + [0] * (140 - length),
+          "input_mask": [1] * length + [0] * (140 - length),
+          "segment_ids": [0] * first + [1] * (length - first)
+                         + [0] * (140 - length),
+          "masked_lm_positions": positions + [0] * (6 - count),
+          "masked_lm_ids": labels + [0] * (6 - count),
+          "masked_lm_weights": [1.0] * count + [0.0] * (6 - count),
+          "next_sentence_labels": [int(random_next)]}
+      payload = encoder.encode(ids, first, random_next, positions, labels)
+      assert payload == records.encode_features(features)
+      assert payload == tf_example(features).SerializeToString(
+          deterministic=True)
+
+  def test_tensorflow_parses_ours(self):
+    encoder = records.InstanceEncoder(8, 2, 30522)
+    payload = encoder.encode([101, 2000, 102, 30521, 102], 3, True, [1], [7])
+    spec = {"input_ids": tf.FixedLenFeature([8], tf.int64),
+            "segment_ids": tf.FixedLenFeature([8], tf.int64),
+            "masked_lm_weights": tf.FixedLenFeature([2], tf.float32),
+            "next_sentence_labels": tf.FixedLenFeature([1], tf.int64)}
+    with tf.Graph().as_default() as graph:
+      parsed = tf.parse_single_example(payload, spec)
+      with tf.Session(graph=graph) as session:
+        parsed = session.run(parsed)
+    assert parsed["input_ids"].tolist() == [101, 2000, 102, 30521, 102,
+                                            0, 0, 0]
+    assert parsed["segment_ids"].tolist() == [0, 0, 0, 1, 1, 0, 0, 0]
+    assert parsed["masked_lm_weights"].tolist() == [1.0, 0.0]
+    assert parsed["next_sentence_labels"].tolist() == [1]
+
+
+class TestSettings:
+
+  SETTINGS = {"max_seq_length": 8, "max_predictions_per_seq": 2,
+              "vocab_size": 30522}
+
+  @pytest.fixture
+  def plain(self, path):
+    """A record file without settings."""
+    encoder = records.InstanceEncoder(8, 2, 30522)
+    records.write_records(path, [
+        encoder.encode([101, 2000, 102, 3000, 102], 3, True, [1], [7])] * 3)
+    return path
+
+  @pytest.fixture
+  def made(self, plain):
+    """A record file with settings."""
+    with open(plain, "rb") as stream:
+      size = len(stream.read())
+    writer = records.RecordWriter(None)
+    writer.num_records, writer.num_bytes = 3, size
+    records.write_settings(plain, self.SETTINGS, writer)
+    return plain
+
+  @staticmethod
+  def check(path, seq=8, predictions=2, vocab=30522):
+    records.check_settings([path], max_seq_length=seq, vocab_size=vocab,
+                           max_predictions_per_seq=predictions)
+
+  def test_round_trip(self, made):
+    settings = records.read_settings(made)
+    assert settings["format"] == 1 and settings["num_records"] == 3
+    assert {k: settings[k] for k in self.SETTINGS} == self.SETTINGS
+    assert records.count_records(made) == 3
+
+  @pytest.mark.parametrize("kind", ["made", "plain"])
+  def test_mismatch(self, kind, request):
+    path = request.getfixturevalue(kind)
+    self.check(path)
+    self.check(path, vocab=None)
+    message = error_of(self.check, path, seq=16)
+    assert path in message and "pass --max_seq_length=8" in message
+    assert "--max_predictions_per_seq=2" in error_of(
+        self.check, path, predictions=20)
+    message = error_of(self.check, path, vocab=2500)
+    assert path in message and "2500" in message
+
+  def test_smaller_vocabulary_of_the_model(self, made):
+    self.check(made, vocab=30528)
+    assert "30522 tokens" in error_of(self.check, made, vocab=32000)
+
+  def test_none(self, plain):
+    assert records.read_settings(plain) is None
+    assert records.count_records(plain) == 3
+
+  def test_truncated_at_a_record(self, made):
+    """A file cut between two records is whole but for its settings."""
+    with open(made, "rb") as stream:
+      data = stream.read()
+    with open(made, "wb") as stream:
+      stream.write(data[:len(data) // 3])
+    assert records.count_records(made) == 1
+    assert "truncated" in error_of(self.check, made)
+
+  def test_no_records(self, path):
+    records.write_records(path, [])
+    assert "holds no records" in error_of(self.check, path)
+    records.write_settings(path, self.SETTINGS, records.RecordWriter(None))
+    assert "holds no records" in error_of(self.check, path)
+
+  def test_other_records(self, path):
+    records.write_records(path, [records.encode_features({"a": [1]})])
+    assert "lack the feature 'input_ids'" in error_of(self.check, path)
+    records.write_records(path, [b"no example"])
+    message = error_of(self.check, path)
+    assert path in message and "tf.train.Example" in message
+
+  def test_damaged_settings(self, made):
+    path = records.settings_path(made)
+    with open(path, "w") as stream:
+      stream.write("{")
+    assert "not valid JSON" in error_of(self.check, made)
+    with open(path, "w") as stream:
+      json.dump({"format": 99}, stream)
+    assert "unknown format" in error_of(self.check, made)
+
+  def test_globs_leave_settings_out(self, made, tmp_path):
+    assert records.record_files(str(tmp_path / "*"), "input_file") == [made]
+    assert "matches no record file" in error_of(
+        records.record_files, str(tmp_path / "*.json"), "input_file")
+    assert "--input_file: no file matches" in error_of(
+        records.record_files, str(tmp_path / "none*"), "input_file")
