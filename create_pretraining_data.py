@@ -9,7 +9,6 @@ The only source of chance is `random.Random.random`, whose sequence Python
 promises never to change: the same seed gives the same bytes everywhere.
 """
 
-import contextlib
 import glob
 import hashlib
 import itertools
@@ -324,21 +323,9 @@ def read_documents(path, tokenizer):
   return documents
 
 
-class _Progress(object):
-  """Writes a line every few seconds."""
-
-  def __init__(self):
-    self._next = time.time() + PROGRESS_SECONDS
-
-  def tell(self, *message):
-    if time.time() >= self._next:
-      LOGGER.info(*message)
-      self._next = time.time() + PROGRESS_SECONDS
-
-
 def _read_all(paths, tokenizer):
   documents = []
-  progress = _Progress()
+  progress = logs.Ticker()
   for number, path in enumerate(paths, 1):
     documents.extend(read_documents(path, tokenizer))
     progress.tell("read %d of %d files, %d documents so far",
@@ -363,7 +350,7 @@ def create_payloads(documents, config, rules, seed):
   encoder = records.InstanceEncoder(
       rules.max_seq_length, rules.max_predictions_per_seq, rules.vocab_size)
   shuffle(documents, random)
-  progress = _Progress()
+  progress = logs.Ticker()
   payloads = []
   for copy in range(1, config.dupe_factor + 1):
     for index in range(len(documents)):
@@ -375,29 +362,6 @@ def create_payloads(documents, config, rules, seed):
                     len(payloads))
   shuffle(payloads, random)
   return payloads
-
-
-def write_outputs(payloads, outputs, settings):
-  """Writes records in turn to the outputs, each whole, then its settings.
-
-  Args:
-    payloads: list of bytes.
-    outputs: paths; each has its last record or none of the new ones.
-    settings: dict, stored beside each file.
-  """
-  with contextlib.ExitStack() as stack:
-    writers = [
-        records.RecordWriter(
-            stack.enter_context(files.atomic_write(path, binary=True)))
-        for path in outputs]
-    for payload, writer in zip(payloads, itertools.cycle(writers)):
-      writer.write(payload)
-    # From here to the new settings a file has none, rather than old ones.
-    for path in outputs:
-      with contextlib.suppress(FileNotFoundError):
-        os.remove(records.settings_path(path))
-  for path, writer in zip(outputs, writers):
-    records.write_settings(path, settings, writer)
 
 
 def _remove_leftovers(path):
@@ -429,17 +393,6 @@ def settings_of(job, config, vocab_size):
   }
 
 
-def _is_done(path, settings):
-  """Says whether a whole record file with these settings is at `path`."""
-  try:
-    found = records.read_settings(path)
-  except UserError:
-    return False
-  return (found is not None and os.path.isfile(path)
-          and os.path.getsize(path) == found.get("num_bytes")
-          and all(found.get(key) == settings[key] for key in settings))
-
-
 def run_job(job, config, rules, tokenizer, keep_done):
   """Makes the record files of one job.
 
@@ -456,14 +409,14 @@ def run_job(job, config, rules, tokenizer, keep_done):
   settings = settings_of(job, config, rules.vocab_size)
   for path in job.outputs:
     _remove_leftovers(path)
-  if keep_done and all(_is_done(path, settings) for path in job.outputs):
+  if keep_done and all(records.made_with(path, settings) for path in job.outputs):
     LOGGER.info("kept %s: made from the same text with the same settings",
                 ", ".join(job.outputs))
     return 0
   start = time.time()
   documents = _read_all(job.inputs, tokenizer)
   payloads = create_payloads(documents, config, rules, job.seed)
-  write_outputs(payloads, job.outputs, settings)
+  records.write_in_turn(job.outputs, payloads, settings)
   seconds = time.time() - start
   LOGGER.info("wrote %d instances of %d documents to %s in %.1f s (%.0f/s)",
               len(payloads), len(documents), ", ".join(job.outputs), seconds,
@@ -524,16 +477,21 @@ def _check_numbers(config):
         "which would have %d", config.max_predictions_per_seq, wanted)
 
 
-def config_from_flags():
-  """Returns the validated DataConfig of the command line."""
-  values = flags.FLAGS.flag_values_dict()
-  config = DataConfig(**{name: values[name] for name in DataConfig._fields})
+def checked(config):
+  """Returns a DataConfig if it can be used, else raises UserError."""
   for name in ("input_file", "output_file"):
     if not getattr(config, name):
       raise UserError("--%s is required" % name)
   files.require_file(config.vocab_file, "vocab_file")
   _check_numbers(config)
   return config
+
+
+def config_from_flags():
+  """Returns the validated DataConfig of the command line."""
+  values = flags.FLAGS.flag_values_dict()
+  return checked(
+      DataConfig(**{name: values[name] for name in DataConfig._fields}))
 
 
 def rules_of(config, vocab):
@@ -564,6 +522,17 @@ def _shard_seed(random_seed, name):
   return int(digest.hexdigest()[:16], 16)
 
 
+def _jobs_to_folder(inputs, config):
+  """Returns a Job for each input: its own records, whatever lies beside."""
+  jobs = []
+  for path in inputs:
+    name = os.path.basename(path)
+    output = os.path.join(
+        config.output_file, os.path.splitext(name)[0] + ".tfrecord")
+    jobs.append(Job([path], [output], _shard_seed(config.random_seed, name)))
+  return jobs
+
+
 def jobs_of(config):
   """Returns (list of Job, whether the output is a folder).
 
@@ -574,36 +543,31 @@ def jobs_of(config):
   to_folder = (os.path.isdir(config.output_file)
                or config.output_file.endswith(os.sep))
   if to_folder:
-    jobs = []
-    for path in inputs:
-      name = os.path.splitext(os.path.basename(path))[0]
-      output = os.path.join(config.output_file, name + ".tfrecord")
-      jobs.append(Job([path], [output],
-                      _shard_seed(config.random_seed,
-                                  os.path.basename(path))))
+    jobs = _jobs_to_folder(inputs, config)
   else:
     outputs = [p.strip() for p in config.output_file.split(",") if p.strip()]
     jobs = [Job(inputs, outputs, config.random_seed)]
   outputs = [path for job in jobs for path in job.outputs]
   if not outputs:
     raise UserError("--output_file names no file")
+  real_inputs = {os.path.realpath(path) for path in inputs}
+  seen = set()
   for path in outputs:
-    if outputs.count(path) > 1:
+    if path in seen:
       raise UserError("--output_file: %s would be written twice: rename an "
                       "input or an output" % path)
+    seen.add(path)
     if os.path.isdir(path):
       raise UserError("--output_file: %s is a folder" % path)
-    if os.path.realpath(path) in map(os.path.realpath, inputs):
+    if os.path.realpath(path) in real_inputs:
       raise UserError("--output_file: %s is an input, too" % path)
-  for folder in {os.path.dirname(path) or "." for path in outputs}:
+  for folder in sorted({os.path.dirname(path) or "." for path in outputs}):
     files.require_output_dir(folder, "output_file")
   return jobs, to_folder
 
 
-def main(unused_argv):
-  """Makes the record files that the flags ask for."""
-  logs.set_up()
-  config = config_from_flags()
+def run(config):
+  """Makes the record files that a DataConfig asks for."""
   vocab = tokenization.load_vocab(config.vocab_file)
   if config.do_lower_case is None:
     config = config._replace(
@@ -616,6 +580,12 @@ def main(unused_argv):
     if len(jobs) > 1:
       LOGGER.info("file %d of %d: %s", number, len(jobs), job.inputs[0])
     run_job(job, config, rules, tokenizer, keep_done=to_folder)
+
+
+def main(unused_argv):
+  """Runs what the flags ask for."""
+  logs.set_up()
+  run(config_from_flags())
 
 
 if __name__ == "__main__":

@@ -101,7 +101,8 @@ class _DecayOptimizer(tf.train.Optimizer):
         self._made_slots[name] = [
             tf.get_variable("%s/%s" % (name, slot), var.shape.as_list(),
                             tf.float32, tf.zeros_initializer(),
-                            trainable=False)
+                            trainable=False,
+                            use_resource=not _is_reference(var))
             for slot in self.SLOTS]
 
   def apply_gradients(self, grads_and_vars, global_step=None, name=None):
@@ -175,24 +176,29 @@ class AdamWeightDecayOptimizer(_DecayOptimizer):
     # The framework's kernel makes one pass over g, m, v and w. It multiplies
     # the rate by sqrt(1 - beta2_power) / (1 - beta1_power): powers of zero
     # leave out the bias correction. The decay comes first, from the old w.
+    # Its 1 - beta_2 is float32's: 1.3e-5 below 0.001, which v takes over.
     before = []
     if self._decays(_name_of(var)):
       kept = 1.0 - self.learning_rate * self.weight_decay_rate
       before = [var.assign(var * kept).op]
-    is_reference = var.dtype != var.dtype.base_dtype
-    adam = tf.raw_ops.ApplyAdam if is_reference else tf.raw_ops.ResourceApplyAdam
-    as_input = (lambda v: v) if is_reference else (lambda v: v.handle)
+    inputs = dict(
+        beta1_power=0.0, beta2_power=0.0, lr=self.learning_rate,
+        beta1=self.beta_1, beta2=self.beta_2, epsilon=self.epsilon, grad=grad)
+    m, v = slots
     with tf.control_dependencies(before):
-      result = adam(
-          var=as_input(var), m=as_input(slots[0]), v=as_input(slots[1]),
-          beta1_power=0.0, beta2_power=0.0, lr=self.learning_rate,
-          beta1=self.beta_1, beta2=self.beta_2, epsilon=self.epsilon,
-          grad=grad)
-    return result.op if is_reference else result
+      if _is_reference(var):
+        return tf.raw_ops.ApplyAdam(var=var, m=m, v=v, **inputs).op
+      return tf.raw_ops.ResourceApplyAdam(
+          var=var.handle, m=m.handle, v=v.handle, **inputs)
 
 
 def _name_of(var):
   return re.sub(r":\d+$", "", var.name)
+
+
+def _is_reference(var):
+  """Says whether a variable is of the older kind, without a handle."""
+  return var.dtype != var.dtype.base_dtype
 
 
 def dense_gradient(grad):
@@ -209,7 +215,8 @@ def dense_gradient(grad):
 def _global_norm(grads):
   """Returns sqrt(sum of squares) over all tensors, float32.
 
-  Not finite where a value is not, or where the sum of squares leaves float32.
+  The reference leaves rows of the word table that occur twice apart here, so
+  that it clips by a slightly different norm. Not finite where a value is not, or where the sum of squares leaves float32.
   """
   return tf.sqrt(2.0 * tf.add_n([tf.nn.l2_loss(grad) for grad in grads]))
 

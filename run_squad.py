@@ -394,6 +394,7 @@ def main(unused_argv):
     if config.do_predict:
       line = predict(config, bert_config, tokenizer)
   if line:
+    LOGGER.info("%s", line, extra=logs.FILE_ONLY)
     print(line, flush=True)
 
 

@@ -96,19 +96,6 @@ choose_interpreter() {
     "Debian: apt-get install python3-venv) or name it with BERT_BASE_PYTHON"
 }
 
-# What is wrong with the environment as a whole; nothing if it is fine.
-environment_fault() {
-  local found
-  if [[ ! -f $stamp ]]; then
-    echo "was left half made"
-  elif [[ $(stamped key) != "$(environment_key)" ]]; then
-    echo "was made from other lists or elsewhere"
-  elif ! found=$("$venv/bin/python" -I "$root/scripts/setup/environment.py" \
-    check "$stamp" 2> /dev/null); then
-    echo "is broken: ${found:-its Python does not start}"
-  fi
-}
-
 # What was whole before comes back when set-up ends early. After a kill -9 there
 # is no stamp, and the next set-up starts anew.
 put_back() {

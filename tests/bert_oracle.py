@@ -7,6 +7,7 @@ shares no trick with the graph. Also: random weights, and Google's own module.
 import math
 import sys
 import types
+import unittest
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -145,3 +146,18 @@ def google_modeling():
     sys.modules["tensorflow.contrib.layers"] = contrib.layers
   from bert import modeling  # pylint: disable=import-outside-toplevel
   return modeling
+
+
+def run_googles_tests(test_case, count):
+  """Runs a class of Google's unit tests; `count` of them must not skip."""
+  # They were written for reference variables: one counts unreachable
+  # operations.
+  tf.disable_resource_variables()
+  try:
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(test_case).run(result)
+  finally:
+    tf.enable_resource_variables()
+  assert not result.errors and not result.failures, (
+      result.errors + result.failures)
+  assert result.testsRun - len(result.skipped) == count

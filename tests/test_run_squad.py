@@ -1,8 +1,12 @@
 """SQuAD end to end on a tiny model: files, scores, resume, bad input."""
 
+import fcntl
 import json
 import os
+import pty
+import struct
 import subprocess
+import termios
 
 import numpy as np
 import pytest
@@ -101,6 +105,39 @@ def test_log_file_has_the_lines(place, tmp_path, trained):
       place, trained[0], log_file=log, do_train=None))
   assert result.status == 0, result.err
   assert "Inference Performance" in log.read_text()
+  assert result.out.splitlines()[-1] in log.read_text()
+
+
+def test_terminal_shows_a_bar_and_the_log_file_has_lines(place, tmp_path):
+  log = tmp_path / "run.log"
+  controller, terminal = pty.openpty()
+  fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 90, 0, 0))
+  process = subprocess.Popen(
+      runners.command("run_squad", settings(
+          place, tmp_path / "out", log_file=log, do_predict=None)),
+      stdout=subprocess.DEVNULL, stderr=terminal)
+  os.close(terminal)
+  shown = b""
+  while True:
+    try:
+      piece = os.read(controller, 65536)
+    except OSError:
+      break
+    if not piece:
+      break
+    shown += piece
+  os.close(controller)
+  assert process.wait() == 0, shown
+  assert b"training" in shown and b"30/30" in shown
+  assert b"step 30/30  loss" not in shown
+  assert "step 30/30  loss" in log.read_text()
+
+
+def test_errors_reach_the_log_file(place, tmp_path):
+  log = tmp_path / "run.log"
+  result = runners.call("run_squad", settings(
+      place, tmp_path / "out", log_file=log, do_train=None))
+  assert result.error[len("ERROR: "):] in log.read_text()
 
 
 def test_scorer_alone_agrees(place, trained):

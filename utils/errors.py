@@ -1,6 +1,7 @@
 """Mistakes that a user can mend, told in one line instead of a traceback."""
 
 import errno
+import logging
 import sys
 
 from absl import app
@@ -37,6 +38,10 @@ def _parse(argv):
 
 def fail(message, status=1):
   """Prints `message` as one line on stderr and ends the process."""
+  logger = logging.getLogger("bert")
+  if logger.handlers:
+    # The terminal gets the line below; a log file would lack it.
+    logger.error("%s", one_line(message), extra={"file_only": True})
   sys.stdout.flush()
   sys.stderr.write("ERROR: %s\n" % one_line(message))
   sys.stderr.flush()
@@ -56,6 +61,9 @@ def guard(function, *args):
     fail("interrupted; the same command goes on from the last checkpoint", 130)
   except Exception as error:  # pylint: disable=broad-except
     if not disk_full(error):
+      logger = logging.getLogger("bert")
+      if logger.handlers:
+        logger.exception("unexpected", extra={"file_only": True})
       raise
     fail("the disk is full (%s): free some space and run the same command "
          "again; nothing finished is lost" % one_line(error)[:300])

@@ -9,6 +9,7 @@ import tensorflow.compat.v1 as tf
 from utils import checkpoints
 from utils import errors
 from utils.errors import UserError
+from utils.logs import FILE_ONLY
 from utils.logs import LOGGER
 from utils.logs import progress
 from utils.metrics import MetricsWriter
@@ -146,9 +147,10 @@ class MetricsHook(tf.train.SessionRunHook):
     self._events.add_summary(tf.Summary(value=[
         tf.Summary.Value(tag=tag, simple_value=value)
         for tag, value in values.items()]), step)
-    if self._bar.disable and self._log_losses:
-      LOGGER.info("step %d/%d  %s", step, self._total, _human(values))
-    elif not self._bar.disable:
+    if self._log_losses:
+      LOGGER.info("step %d/%d  %s", step, self._total, _human(values),
+                  extra=None if self._bar.disable else FILE_ONLY)
+    if not self._bar.disable:
       self._bar.set_postfix_str(
           "loss %.4f, %.1f sentences/s" % (values["loss"], rate))
 

@@ -7,11 +7,17 @@ import tqdm
 
 LOGGER = logging.getLogger("bert")
 
+# `LOGGER.info(text, extra=FILE_ONLY)`: for the log file, when the terminal
+# shows the same as a bar or as the last line of output.
+FILE_ONLY = {"file_only": True}
+
 
 class _AboveTheBar(logging.Handler):
   """Writes lines to stderr without tearing a progress bar apart."""
 
   def emit(self, record):
+    if getattr(record, "file_only", False):
+      return
     tqdm.tqdm.write(self.format(record), file=sys.stderr)
     sys.stderr.flush()
 

@@ -9,6 +9,8 @@ Beside `x.tfrecord` lies `x.tfrecord.settings.json`: how the records were
 made. It is written once the record file is whole, so it vouches for it.
 """
 
+import contextlib
+import itertools
 import os
 import struct
 
@@ -424,6 +426,39 @@ def write_settings(record_file, settings, writer):
   whole.update(settings)
   whole.update(num_records=writer.num_records, num_bytes=writer.num_bytes)
   files.write_json(settings_path(record_file), whole)
+
+
+def write_in_turn(paths, payloads, settings):
+  """Writes records in turn to several files, then the settings of each.
+
+  Args:
+    paths: record files; each becomes whole or stays as it was.
+    payloads: iterable of bytes.
+    settings: dict, how the records were made.
+  """
+  with contextlib.ExitStack() as stack:
+    writers = [
+        RecordWriter(stack.enter_context(files.atomic_write(p, binary=True)))
+        for p in paths]
+    for payload, writer in zip(payloads, itertools.cycle(writers)):
+      writer.write(payload)
+    # Until the new settings are there a file has none, rather than old ones.
+    for path in paths:
+      with contextlib.suppress(FileNotFoundError):
+        os.remove(settings_path(path))
+  for path, writer in zip(paths, writers):
+    write_settings(path, settings, writer)
+
+
+def made_with(path, settings):
+  """Says whether `path` is a whole record file made with `settings`."""
+  try:
+    found = read_settings(path)
+  except UserError:
+    return False
+  return (found is not None and os.path.isfile(path)
+          and os.path.getsize(path) == found.get("num_bytes")
+          and all(found.get(key) == settings[key] for key in settings))
 
 
 def record_files(patterns, flag):

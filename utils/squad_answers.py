@@ -343,9 +343,8 @@ def predict_answers(examples, features, start_logits, end_logits, settings,
                        settings.n_best_size, null)
     probabilities = softmax([start + end for _, start, end in entries])
     answers.nbest[example.qas_id] = [
-        collections.OrderedDict([
-            ("text", text), ("probability", probability),
-            ("start_logit", start), ("end_logit", end)])
+        {"text": text, "probability": probability, "start_logit": start,
+         "end_logit": end}
         for (text, start, end), probability in zip(entries, probabilities)]
     if null is None:
       answers.predictions[example.qas_id] = entries[0][0]

@@ -4,6 +4,7 @@
 # $venv_root, $stack, $venv, $stamp, $log, $flavour and $horovod.
 
 setup_version=1  # raised when the same lists give another environment
+no_index='from versions: none|establish a new connection|ProxyError|timed out'
 build_packages='^(pip|setuptools|wheel)=='  # needed before any other
 
 say() { printf 'setup %s: %s\n' "${stack-}" "$*"; }
@@ -81,6 +82,19 @@ tests_key() { sha256sum < "$root/requirements-test.txt" | cut -c1-64; }
 # Value of field $1 in the stamp; nothing without one.
 stamped() { [[ ! -f $stamp ]] || sed -n "s/^$1 //p" "$stamp"; }
 
+# What is wrong with the environment as a whole; nothing if it is fine.
+environment_fault() {
+  local found
+  if [[ ! -f $stamp ]]; then
+    echo "was left half made"
+  elif [[ $(stamped key) != "$(environment_key)" ]]; then
+    echo "was made from other lists or elsewhere"
+  elif ! found=$("$venv/bin/python" -I "$root/scripts/setup/environment.py" \
+    check "$stamp" 2> /dev/null); then
+    echo "is broken: ${found:-its Python does not start}"
+  fi
+}
+
 # Written last and in one piece: an environment without a stamp is half made.
 write_stamp() {
   local found
@@ -103,7 +117,7 @@ pip_install() {
   cat > "$list"
   run_logged "$1" "$venv/bin/python" -m pip install --no-compile \
     --no-build-isolation "${@:2}" -r "$list" && return
-  if tail -n 40 "$log" | grep -qiE 'name resolution|unreachable|refused|Failed to establish|ProxyError|timed out'; then
+  if tail -n 40 "$log" | grep -qE "$no_index"; then
     die "pip cannot reach a package index: no network? (log: $log)"
   fi
   reason=$(grep -aE '^ *(ERROR|OSError)' "$log" | tail -n 1)

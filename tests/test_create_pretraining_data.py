@@ -1,0 +1,412 @@
+"""create_pretraining_data: the published algorithm, rates and pairs."""
+
+import collections
+import random
+import re
+from unittest import mock
+
+from absl import flags
+import pytest
+import tensorflow.compat.v1 as tf
+
+import create_pretraining_data as cpd
+import tokenization
+
+CLS, SEP, MASK = 1, 2, 3
+
+
+def rules_for(vocab_size, **changes):
+  """Returns Rules with the published defaults, but for `changes`."""
+  rules = cpd.Rules(
+      max_seq_length=128, max_predictions_per_seq=20, masked_lm_prob=0.15,
+      short_seq_prob=0.1, do_whole_word_mask=False, vocab_size=vocab_size,
+      cls_id=CLS, sep_id=SEP, mask_id=MASK, continuations=frozenset())
+  return rules._replace(**changes)
+
+
+def numbered_documents(count, sentences, sentence_length):
+  """Documents in which no id occurs twice: from 1000 on, in reading order."""
+  ids = iter(range(1000, 1000 + count * sentences * sentence_length))
+  return [[[next(ids) for _ in range(sentence_length)]
+           for _ in range(sentences)] for _ in range(count)]
+
+
+def all_instances(documents, rules, seed=1):
+  chance = random.Random(seed).random
+  return [instance for i in range(len(documents))
+          for instance in cpd.create_instances_from_document(
+              documents, i, rules, chance)]
+
+
+def unmasked(instance):
+  """Returns segments A and B as they were, without [CLS] and [SEP]."""
+  ids = list(instance.input_ids)
+  for position, label in zip(instance.masked_lm_positions,
+                             instance.masked_lm_ids):
+    ids[position] = label
+  assert ids[0] == CLS and ids[-1] == SEP
+  assert ids[instance.first_length - 1] == SEP
+  return ids[1:instance.first_length - 1], ids[instance.first_length:-1]
+
+
+def assert_near(count, total, expected):
+  """The count is within five standard deviations of the expected share."""
+  deviation = (expected * (1 - expected) / total) ** 0.5
+  assert abs(count / float(total) - expected) < 5 * deviation, (count, total)
+
+
+@pytest.fixture(scope="module")
+def vocab(shared_data):
+  return tokenization.load_vocab(
+      str(shared_data / "vocab" / "uncased_vocab.txt"))
+
+
+@pytest.fixture(scope="module")
+def book(shared_data, vocab):
+  """Documents (lists of sentences, lists of tokens) of real books."""
+  tokenizer = tokenization.FullTokenizer(vocab)
+  documents = []
+  for name in ("11_Alice-s-Adventures-in-Wonderland.txt",
+               "120_Treasure-Island.txt"):
+    text = (shared_data / "books" / name).read_text(encoding="utf-8")
+    for chapter in re.split(r"\n\s*\n\s*\n\s*\n", text):
+      sentences = re.split(r"(?<=[.!?;])\W*\s", chapter)
+      tokens = [tokenizer.tokenize(s) for s in sentences]
+      tokens = [t for t in tokens if t]
+      if tokens:
+        documents.append(tokens)
+  assert len(documents) > 40
+  return documents
+
+
+@pytest.fixture(scope="module")
+def book_ids(book, vocab):
+  return [[[vocab[t] for t in s] for s in d] for d in book]
+
+
+@pytest.fixture(scope="module")
+def real_rules(vocab):
+  return rules_for(
+      len(vocab), cls_id=vocab["[CLS]"], sep_id=vocab["[SEP]"],
+      mask_id=vocab["[MASK]"],
+      continuations=frozenset(i for t, i in vocab.items() if t[:2] == "##"))
+
+
+@pytest.fixture(scope="module")
+def real_instances(book_ids, real_rules):
+  return [i for seed in range(4)
+          for i in all_instances(book_ids, real_rules, seed)]
+
+
+class TestLikeGoogle(object):
+  """Google's functions, drawing from our stream, give our instances."""
+
+  class Stream(object):
+    """A random.Random for Google's code that draws as ours does."""
+
+    def __init__(self, seed, rules):
+      self.random = random.Random(seed).random
+      self._rules = rules
+
+    def randint(self, low, high):
+      return cpd.between(self.random, low, high)
+
+    def shuffle(self, items):
+      """Puts the tokens that will be masked first, as ours does."""
+      length = len(items) + 3
+      count = min(self._rules.max_predictions_per_seq, len(items), max(
+          1, int(round(length * self._rules.masked_lm_prob))))
+      for i in range(count):
+        j = cpd.between(self.random, i, len(items) - 1)
+        items[i], items[j] = items[j], items[i]
+
+  @pytest.fixture(scope="class")
+  def google(self):
+    # Its flags have the names of ours.
+    pytest.importorskip("bert.tokenization")
+    flags.FLAGS.mark_as_parsed()
+    nothing = {name: mock.DEFAULT for name in (
+        "DEFINE_string", "DEFINE_bool", "DEFINE_integer", "DEFINE_float")}
+    with mock.patch.multiple(tf.flags, **nothing):
+      return pytest.importorskip("bert.create_pretraining_data")
+
+  @pytest.mark.parametrize("seq,predictions,short", [
+      (128, 20, 0.1), (64, 4, 1.0), (5, 2, 0.5), (512, 77, 0.0)])
+  def test_instances(self, google, book, book_ids, vocab, real_rules, seq,
+                     predictions, short):
+    rules = real_rules._replace(
+        max_seq_length=seq, max_predictions_per_seq=predictions,
+        short_seq_prob=short)
+    words = list(vocab)
+    theirs = self.Stream(seq, rules)
+    ours = random.Random(seq).random
+    compared = 0
+    for index in range(0, len(book), 1 if seq > 64 else 7):
+      expected = google.create_instances_from_document(
+          book, index, seq, short, 0.15, predictions, words, theirs)
+      found = cpd.create_instances_from_document(
+          book_ids, index, rules, ours)
+      assert len(found) == len(expected)
+      for mine, google_s in zip(found, expected):
+        compared += 1
+        assert [words[i] for i in mine.input_ids] == google_s.tokens
+        assert mine.first_length == google_s.segment_ids.count(0)
+        assert mine.is_random_next == google_s.is_random_next
+        assert mine.masked_lm_positions == google_s.masked_lm_positions
+        assert [words[i] for i in mine.masked_lm_ids] == (
+            google_s.masked_lm_labels)
+    assert compared > 200
+
+
+class TestMasking(object):
+  """Rates on real text."""
+
+  def test_15_percent(self, real_instances):
+    lengths = collections.Counter()
+    for instance in real_instances:
+      wanted = min(20, max(1, int(round(len(instance.input_ids) * 0.15))))
+      assert len(instance.masked_lm_positions) == wanted
+      lengths[len(instance.input_ids)] += 1
+    assert len(real_instances) > 4000 and lengths[128] > 2000
+
+  def test_80_10_10(self, real_instances, real_rules):
+    masked = kept = total = 0
+    strange = collections.Counter()
+    for instance in real_instances:
+      for position, label in zip(instance.masked_lm_positions,
+                                 instance.masked_lm_ids):
+        total += 1
+        token = instance.input_ids[position]
+        if token == real_rules.mask_id:
+          masked += 1
+        elif token == label:
+          kept += 1
+        else:
+          strange[token] += 1
+    assert total > 50000
+    assert_near(masked, total, 0.8)
+    assert_near(kept, total, 0.1)
+    replaced = sum(strange.values())
+    assert_near(replaced, total, 0.1)
+    # Drawn evenly from the whole vocabulary.
+    for part in range(3):
+      low, high = (real_rules.vocab_size * p // 3 for p in (part, part + 1))
+      assert_near(sum(n for t, n in strange.items() if low <= t < high),
+                  replaced, 1 / 3.0)
+
+  def test_positions_evenly_spread(self, real_instances):
+    """Every place of full sequences is masked equally often."""
+    counts = collections.Counter()
+    full = [i for i in real_instances if len(i.input_ids) == 128]
+    for instance in full:
+      counts.update(instance.masked_lm_positions)
+    # 19 of 125 candidates; a place is [SEP] in few instances.
+    for position in range(1, 127):
+      assert abs(counts[position] / float(len(full)) - 19 / 125.0) < 0.05
+
+  def test_form(self, real_instances, real_rules):
+    special = {real_rules.cls_id, real_rules.sep_id}
+    for instance in real_instances:
+      ids, positions = instance.input_ids, instance.masked_lm_positions
+      assert 5 <= len(ids) <= 128
+      assert 2 < instance.first_length < len(ids) - 1
+      assert positions == sorted(set(positions))
+      assert 0 < positions[0] and positions[-1] < len(ids) - 1
+      assert instance.first_length - 1 not in positions
+      assert not special.intersection(instance.masked_lm_ids)
+      assert ids[0] == real_rules.cls_id
+      assert ids[-1] == ids[instance.first_length - 1] == real_rules.sep_id
+
+  def test_labels_are_the_text(self):
+    for instance in all_instances(
+        numbered_documents(50, 20, 9), rules_for(10000)):
+      for segment in unmasked(instance):
+        assert segment == list(range(segment[0], segment[-1] + 1))
+
+  def test_at_least_one(self):
+    ids = [CLS, 10, SEP, 11, SEP]
+    chance = random.Random(1).random
+    positions, labels = cpd.create_masked_lm_predictions(
+        ids, 3, rules_for(20, masked_lm_prob=0.01), chance)
+    assert len(positions) == 1 and labels[0] in (10, 11)
+
+  def test_no_more_than_there_are(self):
+    ids = [CLS, 10, SEP, 11, SEP]
+    chance = random.Random(1).random
+    positions, labels = cpd.create_masked_lm_predictions(
+        ids, 3, rules_for(20, masked_lm_prob=0.99), chance)
+    assert positions == [1, 3] and labels == [10, 11]
+
+
+class TestWholeWords(object):
+
+  @pytest.fixture(scope="class")
+  def instances(self, book_ids, real_rules):
+    rules = real_rules._replace(do_whole_word_mask=True)
+    return all_instances(book_ids, rules, 5)
+
+  def test_all_pieces_or_none(self, instances, real_rules):
+    continuations = real_rules.continuations
+    several = 0
+    for instance in instances:
+      ids = list(instance.input_ids)
+      chosen = set(instance.masked_lm_positions)
+      for position, label in zip(instance.masked_lm_positions,
+                                 instance.masked_lm_ids):
+        ids[position] = label
+      for position in range(2, len(ids) - 1):
+        # The first piece of B may be a cut word's.
+        if (ids[position] in continuations
+            and ids[position - 1] not in (real_rules.cls_id,
+                                          real_rules.sep_id)):
+          several += position in chosen
+          assert (position in chosen) == (position - 1 in chosen)
+    assert several > 500
+
+  def test_rate(self, instances):
+    """Words that do not fit are passed over, so few masks are missing."""
+    missing = wanted = 0
+    for instance in instances:
+      most = min(20, max(1, int(round(len(instance.input_ids) * 0.15))))
+      assert len(instance.masked_lm_positions) <= most
+      wanted += most
+      missing += most - len(instance.masked_lm_positions)
+    assert missing < wanted * 0.002
+
+  def test_rule_by_hand(self):
+    """A word of three pieces never fits into two predictions."""
+    rules = rules_for(100, do_whole_word_mask=True, masked_lm_prob=0.2,
+                      continuations=frozenset([50, 51, 52]))
+    chance = random.Random(3).random
+    seen = set()
+    for _ in range(200):
+      ids = [CLS, 10, 50, 51, 11, SEP, 52, 12, 13, SEP]
+      positions, _ = cpd.create_masked_lm_predictions(ids, 6, rules, chance)
+      seen.add(tuple(positions))
+    # 52 has lost its word's start and goes with the last word of A.
+    assert seen == {(4, 6), (7, 8)}
+
+
+class TestPairs(object):
+
+  def test_next_is_next_and_random_is_elsewhere(self):
+    documents = numbered_documents(60, 40, 7)
+    size = 40 * 7
+    labels = collections.Counter()
+    for instance in all_instances(documents, rules_for(20000)):
+      first, second = unmasked(instance)
+      home, other = ((s[0] - 1000) // size for s in (first, second))
+      labels[instance.is_random_next] += 1
+      if instance.is_random_next:
+        assert home != other
+      else:
+        assert home == other and first[-1] < second[0]
+        if len(first) + len(second) < 125:
+          assert second[0] == first[-1] + 1
+    assert min(labels.values()) > 80
+
+  def test_half_are_random(self):
+    """Long documents: hardly a chunk of one sentence."""
+    instances = all_instances(
+        numbered_documents(8, 3000, 5), rules_for(200000))
+    assert len(instances) > 1000
+    assert_near(sum(i.is_random_next for i in instances), len(instances), 0.5)
+
+  def test_random_share_on_real_text(self, real_instances):
+    share = sum(i.is_random_next for i in real_instances) / float(
+        len(real_instances))
+    assert 0.48 < share < 0.58
+
+  def test_all_text_is_used(self):
+    """What a random B displaced begins the next pair: nothing is lost."""
+    documents = numbered_documents(20, 30, 3)
+    rules = rules_for(3000, short_seq_prob=0.0)
+    firsts = collections.Counter()
+    for instance in all_instances(documents, rules):
+      first, second = unmasked(instance)
+      firsts.update(first)
+      if not instance.is_random_next:
+        firsts.update(second)
+    missing = [i for d in documents for s in d for i in s if not firsts[i]]
+    # Only truncation loses any: a chunk may be two tokens too long.
+    assert len(missing) < 20 * 90 * 0.03
+    assert max(firsts.values()) == 1
+
+  def test_single_document_takes_itself(self):
+    instances = all_instances(numbered_documents(1, 50, 9), rules_for(2000))
+    assert any(i.is_random_next for i in instances)
+
+  def test_single_sentence_is_random(self):
+    for instance in all_instances(
+        [[[10, 11]], [[12, 13]]], rules_for(20)):
+      assert instance.is_random_next
+
+  def test_short_sequences(self):
+    """A tenth of the documents aims at a length drawn evenly from 2 to 125.
+
+    With sentences of one token a pair that is really next hits its target.
+    """
+    documents = numbered_documents(2000, 126, 1)
+    chance = random.Random(7).random
+    rules = rules_for(400000)
+    lengths = []
+    for index in range(len(documents)):
+      first = cpd.create_instances_from_document(
+          documents, index, rules, chance)[0]
+      if not first.is_random_next:
+        lengths.append(len(first.input_ids) - 3)
+    short = [length for length in lengths if length < 125]
+    assert len(lengths) > 900
+    assert_near(len(short), len(lengths), 0.1 * 123 / 124)
+    assert 2 <= min(short) and abs(sum(short) / len(short) - 63) < 12
+
+  def test_truncation_at_both_ends(self):
+    first, second = list(range(300)), list(range(1000, 1200))
+    chance = random.Random(11).random
+    cut_front = cut_back = 0
+    for _ in range(200):
+      a, b = cpd.truncate_seq_pair(first, second, 125, chance)
+      assert len(a) + len(b) == 125 and abs(len(a) - len(b)) <= 1
+      assert a == list(range(a[0], a[0] + len(a)))
+      assert b == list(range(b[0], b[0] + len(b)))
+      cut_front += a[0] + b[0] - 1000
+      cut_back += 299 - a[-1] + 1199 - b[-1]
+    assert_near(cut_front, cut_front + cut_back, 0.5)
+    assert cpd.truncate_seq_pair([1, 2], [3], 3, chance) == ([1, 2], [3])
+
+  def test_truncation_on_real_text(self, book_ids, real_rules):
+    """Cuts reach sentence starts and ends equally often."""
+    starts = {tuple(s[:3]) for d in book_ids for s in d}
+    ends = {tuple(s[-3:]) for d in book_ids for s in d}
+    cut_start = cut_end = 0
+    for instance in all_instances(book_ids, real_rules, 9):
+      if len(instance.input_ids) < 128:
+        continue
+      ids = list(instance.input_ids)
+      for position, label in zip(instance.masked_lm_positions,
+                                 instance.masked_lm_ids):
+        ids[position] = label
+      segment = ids[1:instance.first_length - 1]
+      if len(segment) > 8:
+        cut_start += tuple(segment[:3]) not in starts
+        cut_end += tuple(segment[-3:]) not in ends
+    assert cut_start > 100 and cut_end > 100
+    assert 0.8 < cut_start / float(cut_end) < 1.25
+
+
+class TestChance(object):
+
+  def test_between(self):
+    stream = iter([0.0, 0.999999999, 0.5]).__next__
+    assert [cpd.between(stream, 3, 5) for _ in range(3)] == [3, 5, 4]
+
+  def test_shuffle_is_even(self):
+    chance = random.Random(1).random
+    counts = collections.Counter()
+    for _ in range(6000):
+      items = [1, 2, 3]
+      cpd.shuffle(items, chance)
+      counts[tuple(items)] += 1
+    assert len(counts) == 6
+    for count in counts.values():
+      assert_near(count, 6000, 1 / 6.0)
