@@ -23,6 +23,7 @@ CORPUS_DOCUMENTS = 160
 TRAIN_PARAGRAPHS = 400
 DEV_PARAGRAPHS = 60
 QUESTIONS_PER_PARAGRAPH = 4
+FACTS_PER_PARAGRAPH = 5
 GROUPS_PER_DOCUMENT = 4
 RELATIONS_PER_GROUP = 3
 PARAGRAPHS_PER_ARTICLE = 5
@@ -181,15 +182,17 @@ def tell_twice(dice, facts):
 
 
 def make_paragraph(dice, names):
-  """Returns a Paragraph; `absent` holds facts that it does not tell."""
-  subjects = dice.pick([2, 3])
-  facts = make_facts(dice, names, subjects, 5 - subjects)
-  absent = [facts.pop() for _ in range(4 - subjects)]
-  kind = absent[0].relation.subject
+  """Returns a Paragraph about one subject.
+
+  `absent` holds facts that it does not tell: a relation that another subject
+  of this kind might have, for questions without an answer.
+  """
+  facts = make_facts(dice, names, 1, FACTS_PER_PARAGRAPH)
   told = [f.relation for f in facts]
-  other = dice.pick([r for r in world.RELATIONS
-                     if r.subject == kind and r not in told])
-  absent.append(Fact(other, facts[0].subject, None))
+  untold = [r for r in world.RELATIONS
+            if r.subject == told[0].subject and r not in told]
+  absent = [Fact(relation, facts[0].subject, None)
+            for relation in dice.sample(untold, min(2, len(untold)))]
   sentences = [tell(f, dice)[0] for f in facts]
   if dice.chance(0.3):
     sentences.insert(dice.below(len(sentences) + 1), dice.pick(world.ASIDES))
