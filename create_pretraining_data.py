@@ -9,7 +9,6 @@ The only source of chance is `random.Random.random`, whose sequence Python
 promises never to change: the same seed gives the same bytes everywhere.
 """
 
-import glob
 import hashlib
 import itertools
 import os
@@ -323,9 +322,21 @@ def read_documents(path, tokenizer):
   return documents
 
 
+class _Progress(object):
+  """Writes a line every few seconds."""
+
+  def __init__(self):
+    self._next = time.time() + PROGRESS_SECONDS
+
+  def tell(self, *message):
+    if time.time() >= self._next:
+      LOGGER.info(*message)
+      self._next = time.time() + PROGRESS_SECONDS
+
+
 def _read_all(paths, tokenizer):
   documents = []
-  progress = logs.Ticker()
+  progress = _Progress()
   for number, path in enumerate(paths, 1):
     documents.extend(read_documents(path, tokenizer))
     progress.tell("read %d of %d files, %d documents so far",
@@ -350,7 +361,7 @@ def create_payloads(documents, config, rules, seed):
   encoder = records.InstanceEncoder(
       rules.max_seq_length, rules.max_predictions_per_seq, rules.vocab_size)
   shuffle(documents, random)
-  progress = logs.Ticker()
+  progress = _Progress()
   payloads = []
   for copy in range(1, config.dupe_factor + 1):
     for index in range(len(documents)):
@@ -362,16 +373,6 @@ def create_payloads(documents, config, rules, seed):
                     len(payloads))
   shuffle(payloads, random)
   return payloads
-
-
-def _remove_leftovers(path):
-  """Removes the temporary files that killed runs left beside `path`."""
-  folder, name = os.path.split(os.path.abspath(path))
-  for leftover in glob.glob(os.path.join(
-      glob.escape(folder), ".%s*.*.tmp" % glob.escape(name))):
-    process = leftover.split(".")[-2]
-    if process.isdigit() and not os.path.exists("/proc/" + process):
-      os.remove(leftover)
 
 
 def settings_of(job, config, vocab_size):
@@ -408,7 +409,7 @@ def run_job(job, config, rules, tokenizer, keep_done):
   """
   settings = settings_of(job, config, rules.vocab_size)
   for path in job.outputs:
-    _remove_leftovers(path)
+    records.remove_leftovers(path)
   if keep_done and all(records.made_with(path, settings) for path in job.outputs):
     LOGGER.info("kept %s: made from the same text with the same settings",
                 ", ".join(job.outputs))

@@ -10,6 +10,7 @@ made. It is written once the record file is whole, so it vouches for it.
 """
 
 import contextlib
+import glob
 import itertools
 import os
 import struct
@@ -448,6 +449,16 @@ def write_in_turn(paths, payloads, settings):
         os.remove(settings_path(path))
   for path, writer in zip(paths, writers):
     write_settings(path, settings, writer)
+
+
+def remove_leftovers(path):
+  """Removes the temporary files that killed writers of `path` left."""
+  folder, name = os.path.split(os.path.abspath(path))
+  for leftover in glob.glob(os.path.join(
+      glob.escape(folder), ".%s*.*.tmp" % glob.escape(name))):
+    process = leftover.split(".")[-2]
+    if process.isdigit() and not os.path.exists("/proc/" + process):
+      os.remove(leftover)
 
 
 def made_with(path, settings):
