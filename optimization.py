@@ -216,7 +216,8 @@ def _global_norm(grads):
   """Returns sqrt(sum of squares) over all tensors, float32.
 
   The reference leaves rows of the word table that occur twice apart here, so
-  that it clips by a slightly different norm. Not finite where a value is not, or where the sum of squares leaves float32.
+  that it clips by a slightly different norm. Not finite where a value is not,
+  or where the sum of squares leaves float32.
   """
   return tf.sqrt(2.0 * tf.add_n([tf.nn.l2_loss(grad) for grad in grads]))
 

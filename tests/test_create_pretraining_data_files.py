@@ -255,7 +255,7 @@ class TestFolder(object):
 
 class TestInterruption(object):
 
-  # Stops for ever in the middle of the second file's records.
+  # Stops for ever in the middle of one file's records.
   STALL = """
       import sys, time
       from utils import records
