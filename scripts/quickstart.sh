@@ -78,7 +78,7 @@ pretrain() {
     --bert_config_file="$sample/bert_config.json" \
     --output_dir="$out/pretraining" --train_batch_size=32 \
     --max_seq_length=96 --max_predictions_per_seq=15 --max_eval_steps=20 \
-    --num_train_steps=300 --num_warmup_steps=30 --learning_rate=1e-3 \
+    --num_train_steps=300 --num_warmup_steps=30 --learning_rate=3e-4 \
     --save_checkpoints_steps=100 --log_every_steps=25
 }
 
