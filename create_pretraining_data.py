@@ -238,14 +238,14 @@ def create_masked_lm_predictions(input_ids, first_length, rules, random):
     chosen = _choose_words(candidates, input_ids, count, rules, random)
   else:
     chosen = _choose_pieces(candidates, count, random)
-  labels = {position: input_ids[position] for position in chosen}
+  original = input_ids[:]
   for position in chosen:
     if random() < 0.8:
       input_ids[position] = rules.mask_id
     elif random() >= 0.5:
       input_ids[position] = int(random() * rules.vocab_size)
   chosen.sort()
-  return chosen, [labels[position] for position in chosen]
+  return chosen, [original[position] for position in chosen]
 
 
 def _choose_pieces(candidates, count, random):

@@ -176,23 +176,24 @@ class TestExamples:
       except ValueError:
         pass
 
-  def test_instances(self):
+  @pytest.mark.parametrize("size", [128, 140])
+  def test_instances(self, size):
     """The fast encoder gives what the plain one and TensorFlow give."""
     chance = random.Random(2)
-    encoder = records.InstanceEncoder(140, 6, 30522)
+    encoder = records.InstanceEncoder(size, 6, 30522)
     for _ in range(50):
-      length, count = chance.randint(5, 140), chance.randint(0, 6)
+      length, count = chance.randint(5, size), chance.randint(0, 6)
       ids = [chance.choice([0, 127, 128, 16383, 16384, 30521])
              for _ in range(length)]
       first = chance.randint(2, length - 1)
-      positions = sorted(chance.sample(range(140), count))
+      positions = sorted(chance.sample(range(size), count))
       labels = [chance.randrange(30522) for _ in range(count)]
       random_next = chance.random() < 0.5
       features = {
-          "input_ids": ids + [0] * (140 - length),
-          "input_mask": [1] * length + [0] * (140 - length),
+          "input_ids": ids + [0] * (size - length),
+          "input_mask": [1] * length + [0] * (size - length),
           "segment_ids": [0] * first + [1] * (length - first)
-                         + [0] * (140 - length),
+                         + [0] * (size - length),
           "masked_lm_positions": positions + [0] * (6 - count),
           "masked_lm_ids": labels + [0] * (6 - count),
           "masked_lm_weights": [1.0] * count + [0.0] * (6 - count),

@@ -256,7 +256,8 @@ class InstanceEncoder(object):
     self._varints = [
         _varint(i) for i in range(max(vocab_size, max_seq_length))]
     self._masks = [
-        _entry("input_mask", _INTS, self._ones(n, max_seq_length))
+        _entry("input_mask", _INTS,
+               b"\x01" * n + bytes(max_seq_length - n))
         for n in range(max_seq_length + 1)]
     self._weights = [
         _entry("masked_lm_weights", _FLOATS, struct.pack(
@@ -267,24 +268,25 @@ class InstanceEncoder(object):
                   for i in range(2)]
     self._heads = {}
 
-  @staticmethod
-  def _ones(count, size, zeros_first=0):
-    return (bytes(zeros_first) + b"\x01" * count
-            + bytes(size - zeros_first - count))
+  def _ints(self, name, values, size):
+    """Returns the int64 feature of `values`, padded with zeros to `size`.
 
-  def _with_head(self, name, packed):
-    """Returns `_entry(name, _INTS, packed)`, the head from a table."""
+    Args:
+      name: the feature's name.
+      values: list of int of the vocabulary, or bytes: small ones, packed.
+      size: number of values in a record.
+    """
+    if isinstance(values, bytes):
+      packed = values
+    else:
+      packed = b"".join(map(self._varints.__getitem__, values))
+    packed += bytes(size - len(values))
     key = name, len(packed)
     head = self._heads.get(key)
     if head is None:
       whole = _entry(name, _INTS, packed)
       head = self._heads[key] = whole[:len(whole) - len(packed)]
     return head + packed
-
-  def _ints(self, name, values, size):
-    """Returns the feature of `values`, padded with zeros to `size`."""
-    packed = b"".join(map(self._varints.__getitem__, values))
-    return self._with_head(name, packed + bytes(size - len(values)))
 
   def encode(self, input_ids, first_length, is_random_next,
              masked_lm_positions, masked_lm_ids):
@@ -298,16 +300,19 @@ class InstanceEncoder(object):
       masked_lm_ids: list of int, the original ids at these positions.
     """
     length = len(input_ids)
+    if self._seq <= 128:  # Every position is a byte.
+      positions = bytes(masked_lm_positions)
+    else:
+      positions = masked_lm_positions
+    segments = bytes(first_length) + b"\x01" * (length - first_length)
     body = b"".join((
         self._ints("input_ids", input_ids, self._seq),
         self._masks[length],
         self._ints("masked_lm_ids", masked_lm_ids, self._predictions),
-        self._ints("masked_lm_positions", masked_lm_positions,
-                   self._predictions),
+        self._ints("masked_lm_positions", positions, self._predictions),
         self._weights[len(masked_lm_positions)],
         self._next[is_random_next],
-        self._with_head("segment_ids", self._ones(
-            length - first_length, self._seq, first_length))))
+        self._ints("segment_ids", segments, self._seq)))
     return b"\x0a" + _varint(len(body)) + body
 
 
