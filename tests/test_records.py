@@ -306,6 +306,17 @@ class TestSettings:
       json.dump({"format": 99}, stream)
     assert "unknown format" in error_of(self.check, made)
 
+  def test_never_the_old_settings_beside_new_records(self, made,
+                                                     monkeypatch):
+    """As if killed between the records and their settings."""
+    def killed(*unused):
+      raise RuntimeError("on purpose")
+    monkeypatch.setattr(records, "write_settings", killed)
+    with pytest.raises(RuntimeError):
+      records.write_in_turn([made], [b"new"], self.SETTINGS)
+    assert list(records.read_records(made)) == [b"new"]
+    assert records.read_settings(made) is None
+
   def test_globs_leave_settings_out(self, made, tmp_path):
     assert records.record_files(str(tmp_path / "*"), "input_file") == [made]
     assert "matches no record file" in error_of(
