@@ -173,23 +173,29 @@ class AdamWeightDecayOptimizer(_DecayOptimizer):
     self.epsilon = epsilon
 
   def _update(self, grad, var, slots):
-    # The framework's kernel makes one pass over g, m, v and w. It multiplies
-    # the rate by sqrt(1 - beta2_power) / (1 - beta1_power): powers of zero
-    # leave out the bias correction. The decay comes first, from the old w.
-    # Its 1 - beta_2 is float32's: 1.3e-5 below 0.001, which v takes over.
-    before = []
-    if self._decays(_name_of(var)):
-      kept = 1.0 - self.learning_rate * self.weight_decay_rate
-      before = [var.assign(var * kept).op]
-    inputs = dict(
-        beta1_power=0.0, beta2_power=0.0, lr=self.learning_rate,
-        beta1=self.beta_1, beta2=self.beta_2, epsilon=self.epsilon, grad=grad)
     m, v = slots
-    with tf.control_dependencies(before):
-      if _is_reference(var):
-        return tf.raw_ops.ApplyAdam(var=var, m=m, v=v, **inputs).op
-      return tf.raw_ops.ResourceApplyAdam(
-          var=var.handle, m=m.handle, v=v.handle, **inputs)
+    # At a rate of zero the framework's kernel moves m and v, in place and in
+    # one pass, and leaves the weights. Its 1 - beta_2 is float32's, 1.3e-5
+    # below 0.001. It could move the weights as well, but not decay them, and a
+    # decay on its own is lost in rounding once the rate is below 6e-6.
+    moments = _kernel("ApplyAdam", dict(var=var, m=m, v=v),
+                      beta1_power=0.0, beta2_power=0.0, lr=0.0,
+                      beta1=self.beta_1, beta2=self.beta_2,
+                      epsilon=self.epsilon, grad=grad)
+    with tf.control_dependencies([moments]):
+      delta = m.read_value() / (tf.sqrt(v.read_value()) + self.epsilon)
+      if self._decays(_name_of(var)):
+        delta += self.weight_decay_rate * var.read_value()
+    return _kernel("ApplyGradientDescent", dict(var=var),
+                   alpha=self.learning_rate, delta=delta)
+
+
+def _kernel(name, variables, **inputs):
+  """Returns the operation of a kernel that updates variables in place."""
+  if _is_reference(variables["var"]):
+    return getattr(tf.raw_ops, name)(**variables, **inputs).op
+  handles = {key: variable.handle for key, variable in variables.items()}
+  return getattr(tf.raw_ops, "Resource" + name)(**handles, **inputs)
 
 
 def _name_of(var):
