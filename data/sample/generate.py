@@ -1,9 +1,9 @@
 """Writes the bundled sample: a small corpus, questions and their vocabulary.
 
 The world is made up (see world.py) and so is every name in it. A paragraph
-always tells several facts of the same kind, so that only the words of the
-question decide which one answers it: a model has to read. The test part is
-about families, places, things and years that occur nowhere else.
+tells several facts about one subject, often two of the same kind, so that the
+words of the question decide which one answers it: a model has to read. The
+answers of the test part are names, years and numbers that occur nowhere else.
 
   python data/sample/generate.py [--seed 1] [--output_dir data/sample]
 
@@ -20,17 +20,16 @@ import re
 import world
 
 CORPUS_DOCUMENTS = 160
-TRAIN_PARAGRAPHS = 400
-DEV_PARAGRAPHS = 60
-QUESTIONS_PER_PARAGRAPH = 4
-FACTS_PER_PARAGRAPH = 5
-GROUPS_PER_DOCUMENT = 4
-RELATIONS_PER_GROUP = 3
+TRAIN_PARAGRAPHS = 800
+DEV_PARAGRAPHS = 120
+QUESTIONS_PER_PARAGRAPH = 2
+FACTS_PER_PARAGRAPH = 4
+SECTIONS_PER_DOCUMENT = 6
+FACTS_PER_SECTION = 4
 PARAGRAPHS_PER_ARTICLE = 5
-SUBJECT_KINDS = ["person", "building", "ship", "river", "work"]
-SUBJECT_WORDS = ["the of ship river"] + world.BUILDINGS + world.WORKS
+SUBJECT_KINDS = sorted(world.NOUNS)
 
-Fact = collections.namedtuple("Fact", "relation subject object")
+Fact = collections.namedtuple("Fact", "relation subject short object")
 Paragraph = collections.namedtuple("Paragraph", "context facts absent")
 
 
@@ -84,119 +83,94 @@ class Names:
       taken.add(world.HEADS[head])
       return name
 
+  def subject(self, kind, taken):
+    """Returns (full name, short name) of a new subject of `kind`."""
+    short = "the " + self._dice.pick(world.NOUNS[kind])
+    if kind == "building":
+      return "%s of %s" % (short, self._spell(world.PLACE_ENDS, taken)), short
+    ends = world.FAMILY_ENDS if kind == "person" else world.THING_ENDS
+    return "%s %s" % (short, self._spell(ends, taken)), short
+
   def make(self, kind, taken):
-    """Returns a new object or subject of `kind`; heads in `taken` are out."""
+    """Returns a new object of `kind`; heads in `taken` are out."""
     if kind == "person":
       return self._spell(world.FAMILY_ENDS, taken)
     if kind == "place":
       return self._spell(world.PLACE_ENDS, taken)
-    if kind == "building":
-      return "the %s of %s" % (self._dice.pick(world.BUILDINGS),
-                               self._spell(world.PLACE_ENDS, taken))
-    if kind == "work":
-      return "the %s %s" % (self._dice.pick(world.WORKS),
-                            self._spell(world.THING_ENDS, taken))
-    if kind in ("ship", "river"):
-      return "the %s %s" % (kind, self._spell(world.THING_ENDS, taken))
     while True:
       century = self._dice.pick(world.CENTURIES)
-      year = self._dice.pick(world.YEARS)
-      if ((century + year) % 5 == 0) == self._held_out and year not in taken:
-        taken.add(year)
-        return "%d%02d" % (century, year)
+      tens, ones = 1 + self._dice.below(9), self._dice.below(10)
+      if kind == "year":
+        if ((century + tens + ones) % 5 == 0) == self._held_out:
+          return "%d%d%d" % (century, tens, ones)
+      elif (((tens + ones) % 5 == 0) == self._held_out and
+            tens not in taken):
+        taken.add(tens)
+        return "%d%d %s" % (tens, ones, kind)
 
 
 def sentence(text):
   return text[0].upper() + text[1:]
 
 
-def fill(template, fact):
-  return template.format(s=fact.subject, o=fact.object)
-
-
-def tell(fact, dice, avoid=None):
-  """Returns (sentence, template) for `fact`, not by the template `avoid`."""
-  template = dice.pick([t for t in fact.relation.statements if t != avoid])
-  text = fill(template, fact)
+def tell(fact, dice, short):
+  """Returns a sentence for `fact` that names its subject shortly or in full."""
+  text = dice.pick(fact.relation.statements).format(
+      s=fact.short if short else fact.subject, o=fact.object)
   if dice.chance(0.1):
-    return dice.pick(world.OPENINGS) + " " + text, template
-  return sentence(text), template
+    return dice.pick(world.OPENINGS) + " " + text
+  return sentence(text)
 
 
 def ask(fact, dice):
-  return fill(dice.pick(fact.relation.questions), fact)
+  return dice.pick(fact.relation.questions).format(s=fact.subject)
 
 
-def make_facts(dice, names, num_subjects, num_relations):
-  """Returns facts that tell `num_relations` things of each of the subjects."""
+def make_facts(dice, names, number):
+  """Returns (`number` facts about one subject, the relations not told)."""
   kind = dice.pick(SUBJECT_KINDS)
   taken = set()
-  subjects = [names.make(kind, taken) for _ in range(num_subjects)]
-  relations = dice.sample(
-      [r for r in world.RELATIONS if r.subject == kind], num_relations)
-  facts = [Fact(r, s, names.make(r.object, taken))
-           for s in subjects for r in relations]
-  return dice.shuffled(facts)
+  subject, short = names.subject(kind, taken)
+  relations = dice.shuffled([r for r in world.RELATIONS if r.subject == kind])
+  facts = [Fact(r, subject, short, names.make(r.object, taken))
+           for r in relations[:number]]
+  return facts, [Fact(r, subject, short, None) for r in relations[number:]]
+
+
+def tell_all(facts, dice):
+  """Returns the sentences of a paragraph that tells `facts`.
+
+  The first one names the subject in full, later ones often only shortly.
+  """
+  lines = [tell(fact, dice, number > 0 and dice.chance(0.7))
+           for number, fact in enumerate(facts)]
+  if dice.chance(0.3):
+    lines.insert(1 + dice.below(len(lines)), dice.pick(world.ASIDES))
+  return lines
 
 
 def make_document(dice, names):
   """Returns the sentences of one corpus document.
 
-  Facts are told twice in different words, so that a masked name can be found
-  by whoever reads the rest: as text and then as questions with their answers,
-  as text twice, or as questions before the text.
+  Each section tells facts about one subject and then asks for them, with the
+  answers: a masked name can be found by whoever reads the rest.
   """
   lines = []
-  for _ in range(GROUPS_PER_DOCUMENT):
-    facts = make_facts(dice, names, 2, RELATIONS_PER_GROUP)
-    for relation in dice.shuffled(set_of(f.relation for f in facts)):
-      lines.extend(tell_twice(
-          dice, [f for f in facts if f.relation == relation]))
+  for _ in range(SECTIONS_PER_DOCUMENT):
+    facts, _ = make_facts(dice, names, FACTS_PER_SECTION)
+    lines.extend(tell_all(facts, dice))
+    for fact in dice.shuffled(facts):
+      lines.append("%s %s." % (ask(fact, dice), sentence(fact.object)))
   return lines
-
-
-def set_of(items):
-  """Returns the distinct `items` as a list in the order of their coming."""
-  distinct = []
-  for item in items:
-    if item not in distinct:
-      distinct.append(item)
-  return distinct
-
-
-def tell_twice(dice, facts):
-  told = [tell(f, dice) for f in facts]
-  texts = [text for text, _ in told]
-  again = []
-  style = dice.below(3)
-  for fact, (_, template) in dice.shuffled(list(zip(facts, told))):
-    if style == 0:
-      again.append(tell(fact, dice, avoid=template)[0])
-    elif style == 1:
-      again.append("%s %s." % (ask(fact, dice), sentence(fact.object)))
-    else:
-      again.append(ask(fact, dice))
-  if dice.chance(0.2):
-    texts.insert(dice.below(len(texts) + 1), dice.pick(world.ASIDES))
-  return again + texts if style == 2 else texts + again
 
 
 def make_paragraph(dice, names):
   """Returns a Paragraph about one subject.
 
-  `absent` holds facts that it does not tell: a relation that another subject
-  of this kind might have, for questions without an answer.
+  `absent` holds facts that it does not tell, for questions without an answer.
   """
-  facts = make_facts(dice, names, 1, FACTS_PER_PARAGRAPH)
-  told = [f.relation for f in facts]
-  untold = [r for r in world.RELATIONS
-            if r.subject == told[0].subject and r not in told]
-  absent = [Fact(relation, facts[0].subject, None)
-            for relation in dice.sample(untold, min(2, len(untold)))]
-  sentences = [tell(f, dice)[0] for f in facts]
-  if dice.chance(0.3):
-    sentences.insert(dice.below(len(sentences) + 1), dice.pick(world.ASIDES))
-  return Paragraph(" ".join(sentences), facts, absent)
+  facts, absent = make_facts(dice, names, FACTS_PER_PARAGRAPH)
+  return Paragraph(" ".join(tell_all(facts, dice)), facts, absent)
 
 
 def answered(fact, context, dice):
@@ -219,7 +193,7 @@ def make_articles(dice, names, part, num_paragraphs):
     known = [answered(f, context, dice) for f in dice.sample(
         paragraph.facts, QUESTIONS_PER_PARAGRAPH)]
     unknown = [{"question": ask(f, dice), "answers": []}
-               for f in paragraph.absent]
+               for f in paragraph.absent[:1]]
     for number, qa in enumerate(known + unknown):
       qa["id"] = "%s-%03d-%d" % (part, i + 1, number + 1)
     articles[0][-1]["paragraphs"].append({"context": context, "qas": known})
@@ -232,17 +206,22 @@ def make_articles(dice, names, part, num_paragraphs):
 
 def make_vocab():
   """Returns the vocabulary: marks, words, syllables, digits and letters."""
-  texts = world.OPENINGS + world.ASIDES + SUBJECT_WORDS
+  texts = world.OPENINGS + world.ASIDES + world.UNITS + ["the of"]
+  for nouns in world.NOUNS.values():
+    texts.extend(nouns)
   for relation in world.RELATIONS:
     texts.extend(relation.statements + relation.questions)
   words = set()
   for text in texts:
     words.update(re.findall("[a-z]+", re.sub("{.}", " ", text).lower()))
+  split = set(s + e for s in world.STEMS for e in world.STEM_ENDS)
+  words = (words - split) | set(world.STEMS)
   letters = "abcdefghijklmnopqrstuvwxyz0123456789"
   ends = world.FAMILY_ENDS + world.PLACE_ENDS + world.THING_ENDS
-  pieces = set(world.HEADS) | set(str(c) for c in world.CENTURIES)
+  pieces = set("##" + end for end in world.STEM_ENDS)
+  pieces |= set(world.HEADS) | set(str(c) for c in world.CENTURIES)
   pieces |= set("##" + end for end in ends)
-  pieces |= set("##%02d" % year for year in world.YEARS)
+  pieces |= set("##%d" % n for n in range(10, 100))
   pieces |= set(letters) | set("##" + letter for letter in letters)
   return world.SPECIAL + sorted(set(".,?!'-") | words | pieces)
 
