@@ -20,7 +20,7 @@ if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
   echo "$launcher: needs bash 4.4 or newer, this is $BASH_VERSION" >&2
   exit 1
 fi
-root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 
 note() { printf '%s: %s\n' "$launcher" "$*" >&2; }
 die() { note "$*"; exit 1; }

@@ -1,127 +1,130 @@
 #!/usr/bin/env bash
 # The whole main job on the bundled sample, from raw text to scored answers.
 #
-#   bash scripts/quickstart.sh [--stack tf1|tf2] [--fresh] [--help]
+#   bash scripts/quickstart.sh [--stack tf1|tf2] [--run_dir FOLDER] [--fresh]
 #
-# Sets up first (minutes the first time, two seconds later), then some minutes
-# on two cores: text, shards, TFRecords, pre-training of a small BERT,
-# fine-tuning on questions, prediction, scores. Finished stages are not
-# repeated and a stage that was stopped (Ctrl-C, kill) goes on where it was;
-# --fresh begins anew. Everything lies in $RESULTS_DIR/quickstart [results].
+# Sets up first (minutes the first time, a second later), then three to five
+# minutes on two cores: text, shards, TFRecords, pre-training of a small BERT,
+# fine-tuning on questions, prediction, scores. It may be run again or go on
+# after Ctrl-C or a kill: what is trained stays trained, unless --fresh. All
+# lies in RESULTS_DIR/quickstart_<stack>; the last line gives the scores.
 set -euo pipefail
+# shellcheck source=scripts/lib.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
+parse_arguments "$@"
+sample=$root/data/sample table=()
 
-root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
-stack=${BERT_STACK:-} fresh=false
-while (($#)); do
-  case $1 in
-    --stack) stack=${2-} && shift ;;
-    --stack=*) stack=${1#*=} ;;
-    --fresh) fresh=true ;;
-    -h | --help)
-      sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
-      exit
-      ;;
-    *)
-      echo "quickstart.sh: unknown argument $1 (see --help)" >&2
-      exit 2
-      ;;
-  esac
-  shift || break
-done
-[[ -z $stack || $stack == tf1 || $stack == tf2 ]] || {
-  echo "quickstart.sh: --stack has to be tf1 or tf2" >&2
-  exit 2
+run() {
+  # A command of one of the stages; its end with a fault is the end of all.
+  local status=0
+  if $dry_run; then printf '%q ' "$@" && echo && return; fi
+  run_logged '' "$@" || status=$?
+  ((status == 0)) || exit "$status"
 }
 
-bash "$root/scripts/setup.sh" ${stack:+--stack "$stack"}
-venv=${BERT_VENV_DIR:-$root/.venv}
-if [[ -z $stack ]]; then
-  stack=tf2
-  [[ ! -x $venv/tf1/bin/python ]] || stack=tf1
-fi
-python=$venv/$stack/bin/python
-export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
-
-out=${RESULTS_DIR:-$root/results}/quickstart
-sample=$root/data/sample
-if $fresh; then rm -rf -- "$out"; fi
-mkdir -p -- "$out/shards" "$out/records" "$out/baselines"
-began=$SECONDS table=()
-
-# stage TITLE WHERE COMMAND...: runs a stage and keeps a row for the table.
 stage() {
+  # Stage $1, what it makes $2 and its command, with a row for the table.
   local title=$1 where=$2 start=$SECONDS
   shift 2
   printf '\n== %s\n' "$title"
   "$@"
-  table+=("$(printf '%-34s %5d s  %s' "$title" $((SECONDS - start)) "$where")")
+  table+=("$(printf '%-32s %4d s  %s' "$title" $((SECONDS - start)) "$where")")
+}
+
+open_folder() {
+  # run_dir, emptied where it is of another sample, another version or --fresh.
+  local key
+  run_dir=${run_dir:-$results_dir/quickstart_$stack}
+  ! $dry_run || return 0
+  key=$(cat -- "$0" "$sample"/* | sha256sum)
+  if [[ -f $run_dir/quickstart.key ]] &&
+    { $fresh || [[ $(<"$run_dir/quickstart.key") != "$key" ]]; }; then
+    note "beginning anew in $run_dir"
+    rm -rf -- "$run_dir"
+  elif [[ ! -f $run_dir/quickstart.key &&
+    -n $(find "$run_dir/" -maxdepth 1 -mindepth 1 2>&-) ]]; then
+    die "$run_dir is not empty and of no quickstart: give another --run_dir"
+  fi
+  { mkdir -p -- "$run_dir"/{shards,baselines} &&
+    printf '%s\n' "$key" >"$run_dir/quickstart.key"; } 2>/dev/null ||
+    die "cannot write to $run_dir: set RESULTS_DIR or give another --run_dir"
 }
 
 make_shards() {
   # Documents, which blank lines part, go round four files.
-  awk -v RS= -v folder="$out/shards" \
+  # shellcheck disable=SC2016
+  run awk -v RS= -v folder="$run_dir/shards" \
     '{ printf "%s\n\n", $0 > (folder "/part-" NR % 4 ".txt") }' \
     "$sample/corpus.txt"
-  wc -l "$out"/shards/part-*.txt
 }
 
 make_records() {
-  "$python" "$root/create_pretraining_data.py" \
-    --input_file="$out/shards/part-*.txt" --output_file="$out/records" \
-    --vocab_file="$sample/vocab.txt" --max_seq_length=96 \
-    --max_predictions_per_seq=15 --dupe_factor=10 --random_seed=1
+  run "$python" "$root/create_pretraining_data.py" \
+    "--input_file=$run_dir/shards/part-*.txt" \
+    "--output_file=$run_dir/records/" "--vocab_file=$sample/vocab.txt" \
+    --max_seq_length=80 --max_predictions_per_seq=12 --random_seed=1
 }
 
 pretrain() {
-  "$python" "$root/run_pretraining.py" --do_train --do_eval \
-    --input_file="$out/records/part-*.tfrecord" \
-    --bert_config_file="$sample/bert_config.json" \
-    --output_dir="$out/pretraining" --train_batch_size=32 \
-    --max_seq_length=96 --max_predictions_per_seq=15 --max_eval_steps=20 \
-    --num_train_steps=300 --num_warmup_steps=30 --learning_rate=3e-4 \
-    --save_checkpoints_steps=100 --log_every_steps=25
+  # The fourth shard is held out.
+  run bash "$root/scripts/run_pretraining.sh" --run_dir "$run_dir/pretraining" \
+    --stack "$stack" --precision fp32 --use_xla false --num_gpus 1 \
+    --bert_config "$sample/bert_config.json" --train_batch_size 32 \
+    --input_file "$run_dir/records/part-[0-2].tfrecord" \
+    --eval_input_file "$run_dir/records/part-3.tfrecord" \
+    --learning_rate 1e-3 --train_steps 300 --warmup_steps 30 \
+    --save_checkpoint_steps 100 --max_seq_length 80 \
+    --max_predictions_per_seq 12 --max_eval_steps 20 -- --log_every_steps=25
 }
 
 finetune() {
-  "$python" "$root/run_squad.py" --do_train --do_predict \
-    --vocab_file="$sample/vocab.txt" \
-    --bert_config_file="$sample/bert_config.json" \
-    --init_checkpoint="$out/pretraining" --output_dir="$out/squad" \
-    --cache_dir="$out/cache" --train_file="$sample/train-v1.1.json" \
-    --predict_file="$sample/dev-v1.1.json" --train_batch_size=16 \
-    --learning_rate=1e-3 --num_train_epochs=9 --max_seq_length=96 \
-    --max_query_length=24 --doc_stride=32 --max_answer_length=8 \
-    --save_checkpoints_steps=200 --log_every_steps=50
+  run bash "$root/scripts/run_squad.sh" --run_dir "$run_dir/squad" \
+    --stack "$stack" --precision fp32 --use_xla false --num_gpus 1 \
+    --bert_model "$sample" --checkpoint "$run_dir/pretraining" \
+    --train_file "$sample/train-v1.1.json" \
+    --predict_file "$sample/dev-v1.1.json" --batch_size 16 \
+    --learning_rate 1e-3 --epochs 15 --seq_length 80 --doc_stride 32 \
+    --save_checkpoint_steps 500 -- --max_query_length=16 \
+    --max_answer_length=6 --log_every_steps=50
 }
 
-baselines() {
-  "$python" "$sample/baselines.py" "$sample/train-v1.1.json" \
-    "$sample/dev-v1.1.json" "$out/baselines"
-  for name in position entity; do
-    printf 'baseline, always the %s: ' \
-      "$([[ $name == position ]] && echo most frequent position ||
-        echo first entity)"
-    "$python" "$root/utils/squad_score.py" "$sample/dev-v1.1.json" \
-      "$out/baselines/baseline_$name.json"
-  done
+show_score() {
+  # A row with the scores of answers $2, called $1; leaves them in scores.
+  local found
+  found=$("$python" "$root/utils/squad_score.py" "$sample/dev-v1.1.json" "$2")
+  [[ $found =~ exact_match\":\ ([0-9.]+).*f1\":\ ([0-9.]+) ]]
+  scores=("${BASH_REMATCH[@]:1}")
+  printf '%-40s %5.1f %6.1f\n' "$1" "${scores[@]}"
 }
 
-stage "text to shards" "$out/shards" make_shards
-stage "shards to TFRecords" "$out/records" make_records
-stage "pre-training, 300 steps" "$out/pretraining" pretrain
-stage "fine-tuning, answers, scores" "$out/squad" finetune
-stage "two baselines that do not read" "$out/baselines" baselines
+show_end() {
+  local scores
+  printf '\n== What was done, on %s, in %d s\n' "$stack" "$SECONDS"
+  printf '%s\n' "${table[@]}"
+  printf '\n%-40s exact     F1\n' "Scores on questions about unseen names"
+  show_score "always the most frequent position" \
+    "$run_dir/baselines/baseline_position.json"
+  show_score "always the first entity" \
+    "$run_dir/baselines/baseline_entity.json"
+  show_score "the model" "$run_dir/squad/predictions.json"
+  cat <<END
 
-printf '\n== What was done, on %s, in %d s\n' "$stack" $((SECONDS - began))
-printf '%s\n' "${table[@]}"
-cat <<END
-
-The answers are in $out/squad/predictions.json, losses in metrics.jsonl there.
-Next: bash scripts/run_squad.sh --help   (fine-tune on real SQuAD)
-      bash scripts/run_pretraining.sh --help
-      tensorboard --logdir "$out"
+Answers are in $run_dir/squad/predictions.json, losses in metrics.jsonl there.
+Next: bash $root/scripts/run_squad.sh --help         fine-tune on real SQuAD
+      bash $root/scripts/run_pretraining.sh --help   pre-train on your text
+      $python -m tensorboard.main --logdir $run_dir
 END
-"$python" -c 'import json, sys
-scores = json.load(open(sys.argv[1]))
-print(json.dumps({k: scores[k] for k in ("exact_match", "f1")}))' \
-  "$out/squad/scores.json"
+  printf '{"exact_match": %s, "f1": %s}\n' "${scores[@]}"
+}
+
+run bash "$root/scripts/setup.sh" ${stack:+--stack "$stack"}
+choose_python
+open_folder
+stage "text to shards" "$run_dir/shards" make_shards
+stage "shards to TFRecords" "$run_dir/records" make_records
+stage "pre-training" "$run_dir/pretraining" pretrain
+stage "fine-tuning and prediction" "$run_dir/squad" finetune
+stage "answers without reading" "$run_dir/baselines" \
+  run "$python" "$sample/baselines.py" "$sample/train-v1.1.json" \
+  "$sample/dev-v1.1.json" "$run_dir/baselines"
+$dry_run || show_end

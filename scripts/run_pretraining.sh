@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Pre-trains BERT on TFRecords and evaluates it: masked words, next sentence.
 #
-#   bash scripts/run_pretraining.sh 14 8 1e-4 fp16 true 8 10000 1144000
-#   bash scripts/run_pretraining.sh --bert_model base --train_steps 2000 \
-#     --warmup_steps 200 --input_file 'my_records/*.tfrecord'
+#   bash scripts/run_pretraining.sh 14 8 1e-4 fp16 true 1 10000 1144000
+#   bash scripts/run_pretraining.sh --bert_model base --num_gpus 1 \
+#     --train_steps 2000 --warmup_steps 200 --input_file 'my_records/*.tfrecord'
 #
 # Batch sizes and the learning rate are for each GPU. Without --input_file it
 # reads the Wikipedia and book records under DATA_DIR. It writes checkpoints,
 # metrics.jsonl, eval_results.txt and pretraining.log to
-# RESULTS_DIR/pretraining_<date>, takes days for BERT-large on eight V100 with
+# RESULTS_DIR/pretraining_<date>, takes many days for BERT-large on a V100 with
 # the defaults, and goes on where it stopped when the same command is repeated.
 # A fifth argument that is a number means the older order without use_xla, in
 # which precision may carry it (fp16_xla).
@@ -50,15 +50,18 @@ seed whole? seed of weights, dropout and order; empty: the program's own
 END
 
 rewrite_positionals() {
-  # train, eval, rate, precision, GPUs, ... becomes the order with use_xla.
-  local xla=false
+  # train, eval, rate, precision, GPUs, ...: the order without use_xla.
   [[ ${positionals[4]-} =~ ^[0-9]+$ ]] || return 0
-  if [[ ${positionals[3]} == *_xla ]]; then xla=true; fi
-  positionals=("${positionals[@]:0:3}" "${positionals[3]%_xla}" "$xla"
-    "${positionals[@]:4}")
+  positional_names=("${positional_names[@]:0:4}" "${positional_names[@]:5}")
+  use_xla=false
+  [[ ${positionals[3]} == *_xla ]] || return 0
+  [[ " ${names[*]} " != *" use_xla "* ]] || usage_error "use_xla is stated" \
+    "twice: in argument 4, ${positionals[3]}, and as --use_xla"
+  positionals[3]=${positionals[3]%_xla}
+  names+=(use_xla) values+=(true)
 }
 parse_arguments "$@"
-((warmup_steps < train_steps)) || usage_error "warmup_steps is" \
+! $do_train || ((warmup_steps < train_steps)) || usage_error "warmup_steps is" \
   "$warmup_steps, but has to be less than train_steps, $train_steps"
 prepare
 

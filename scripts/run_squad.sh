@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # Fine-tunes BERT on SQuAD, answers the dev questions and scores the answers.
 #
-#   bash scripts/run_squad.sh 10 5e-6 fp16 true 8 384 128 large 1.1
-#   bash scripts/run_squad.sh --bert_model my_model --batch_size 16 \
-#     --learning_rate 3e-5 --train_file my_train.json --predict_file my_dev.json
+#   bash scripts/run_squad.sh 10 5e-6 fp16 true 1 384 128 large 1.1
+#   bash scripts/run_squad.sh --bert_model my_model --num_gpus 1 \
+#     --batch_size 16 --learning_rate 3e-5 --train_file my_train.json \
+#     --predict_file my_dev.json
 #
 # Batch size and learning rate are for each GPU. The model is searched under
 # DATA_DIR, the questions in DATA_DIR/squad/v<version>. It writes checkpoints,
 # predictions.json, nbest_predictions.json, eval_results.txt, metrics.jsonl and
 # a log to RESULTS_DIR/squad_<model>_v<version>_<date>; the last line says
-# {"exact_match": ..., "f1": ...}. BERT-large takes under half an hour on eight
-# V100, hours on one; the same command repeated goes on where it stopped.
+# {"exact_match": ..., "f1": ...}. BERT-large takes hours on a V100; the same
+# command repeated goes on where it stopped.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"

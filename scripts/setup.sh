@@ -39,24 +39,26 @@ parse_arguments() {
   while (($#)); do
     case $1 in
       --stack)
-        (($# > 1)) || die "--stack needs a value: tf1 or tf2"
-        stack=$2
+        stack=${2-}
+        [[ -n $stack ]] || usage_error "--stack needs a value: tf1 or tf2"
         shift
         ;;
-      --stack=*) stack=${1#*=} ;;
+      --stack=?*) stack=${1#*=} ;;
+      --stack=) usage_error "--stack needs a value: tf1 or tf2" ;;
       --with_tests) with_tests=yes ;;
       -h | --help) usage && exit ;;
-      *) die "unknown argument '$1' (--help lists them)" ;;
+      *) usage_error "unknown argument '$1' (--help lists them)" ;;
     esac
     shift
   done
   case $stack in
     tf1 | tf2 | '') ;;
-    *) die "--stack has to be tf1 or tf2" ;;
+    *) usage_error "--stack has to be tf1 or tf2" ;;
   esac
 }
 
-# Without --stack: tf1 where its Python is or can be had, else tf2.
+# Without --stack: tf1 where it is or its Python can be had, else tf2. By its
+# stamp the launchers choose tf1 as well, so that all take the same one.
 choose_stack() {
   local own
   if own=$(container_stack); then
@@ -64,7 +66,7 @@ choose_stack() {
       die "this container holds the $own stack; --stack $stack is not there"
   elif [[ -z $stack ]]; then
     stack=tf1
-    find_python tf1 > /dev/null ||
+    [[ -f $venv_root/tf1/setup-stamp ]] || find_python tf1 > /dev/null ||
       { [[ ! -f $venv_root/tf2/setup-stamp ]] && fetch_python tf1; } ||
       stack=tf2
   fi
@@ -81,19 +83,24 @@ take_lock() {
 
 # Sets $interpreter, with Python from uv, conda or Debian where there is none.
 choose_interpreter() {
+  local advice
   if container_stack > /dev/null; then
     interpreter=$(type -P python3) && return
   fi
   interpreter=$(find_python "$stack") && return
   fetch_python "$stack" && interpreter=$(find_python "$stack") && return
-  if [[ $stack == tf2 && -z ${BERT_BASE_PYTHON-} ]] && have apt-get &&
-    ((EUID == 0)); then
-    install_packages python3-venv
-    interpreter=$(find_python "$stack") && return
+  if [[ $stack == tf1 ]]; then
+    advice="take --stack tf2, install one"
+  else
+    advice="install one (on Debian: apt-get install python3-venv)"
+    if [[ -z ${BERT_BASE_PYTHON-} ]] && have apt-get && is_root; then
+      install_packages python3-venv
+      interpreter=$(find_python "$stack") && return
+    fi
   fi
   die "found no Python ($(python_versions "$stack")) that can make an" \
-    "environment, on PATH or in pyenv, uv or conda: install it (tf2 on" \
-    "Debian: apt-get install python3-venv) or name it with BERT_BASE_PYTHON"
+    "environment, on PATH or in pyenv, uv or conda: $advice or name it with" \
+    "BERT_BASE_PYTHON"
 }
 
 # What was whole before comes back when set-up ends early. After a kill -9 there
@@ -110,27 +117,25 @@ put_back() {
 replace_environment() {
   : > "$log"
   choose_interpreter
-  if [[ -f $stamp ]]; then
-    rm -rf -- "$venv.old"
-    mv -- "$venv" "$venv.old"
-  fi
+  [[ ! -f $stamp ]] || rm -rf -- "$venv.old"
+  trap put_back EXIT   # before the move, else a signal here would leave it so
+  [[ ! -f $stamp ]] || mv -- "$venv" "$venv.old"
   rm -rf -- "$venv"
-  trap put_back EXIT
   make_environment "$interpreter"
 }
 
 # Brings the environment to what is asked for, doing no more than is needed.
 bring_up() {
-  local fault='' tests=no tools=''
+  local fault='' tests build=no
   if [[ -d $venv ]]; then
     fault=$(environment_fault)
     [[ -z $fault ]] || say "the environment $fault; making it anew"
   fi
-  if [[ ! -d $venv || -n $fault ]]; then
-    replace_environment
-  else
-    tests=$(stamped tests) tools=$(stamped tools)
-    if [[ $tools == "$(build_tools)" ]] &&
+  [[ -d $venv && -z $fault ]] || replace_environment
+  tests=$(stamped tests)
+  if horovod_due; then build=yes; fi
+  if [[ -f $stamp ]]; then
+    if [[ $build == no ]] &&
       [[ $with_tests == no || $tests == "$(tests_key)" ]]; then return; fi
     trap put_back EXIT
     mv -- "$stamp" "$stamp.old"
@@ -139,12 +144,11 @@ bring_up() {
     install_list "$root/requirements-test.txt"
     tests=$(tests_key)
   fi
-  if [[ $tools != "$(build_tools)" && -n $horovod && $flavour != container ]]
-  then
+  if [[ $build == yes ]]; then
     install_horovod \
       "$(pins "$(requirements_file)" | grep -E '^tensorflow(-[cg]pu)?==')"
   fi
-  write_stamp "$tests"
+  write_stamp "${tests:-no}"
   trap - EXIT
   rm -rf -- "$venv.old" "$stamp.old"
 }

@@ -1,5 +1,6 @@
 """The launchers, run as real bash processes with a stand-in for Python."""
 
+import fcntl
 import os
 import pathlib
 import pty
@@ -29,7 +30,7 @@ if [[ ${STUB_WAIT-} ]]; then
   trap 'echo "stub: interrupted"; sleep 0.3; exit 130' INT
   echo "$$" > "$STUB_WAIT.part"
   mv "$STUB_WAIT.part" "$STUB_WAIT"
-  for _ in {1..200}; do sleep 0.05; done
+  for _ in {1..1000}; do sleep 0.05; done
 fi
 exit "${STUB_STATUS:-0}"
 """
@@ -267,6 +268,25 @@ def test_pretraining_defaults_and_both_orders(gpu_site):
   assert flags["use_xla"] == "false" and flags["use_fp16"] == "true"
 
 
+def test_older_order_and_xla_by_name(gpu_site):
+  run = lambda *words: gpu_site.run("run_pretraining.sh", "4", "2", "2e-4",
+                                    *words)
+  flags = gpu_site.command("run_pretraining.sh", "4", "2", "2e-4", "fp16", "1",
+                           "--use_xla=true")
+  assert flags["use_xla"] == "true" and flags["use_fp16"] == "true"
+  line = one_line(run("fp16_xla", "1", "--use_xla=false"), 2)
+  assert "use_xla is stated twice: in argument 4, fp16_xla, and as" in line
+  # Places are counted as the caller did.
+  assert "argument 7, train_steps, is 'x'" in one_line(
+      run("fp16", "1", "10", "x"), 2)
+  assert "number 10 of at most 9" in one_line(
+      run("fp16", "1", "10", "100", "50", "false", "spare"), 2)
+  (gpu_site.home / "c").write_text("use_xla=false\n")
+  flags = gpu_site.command("run_pretraining.sh", "4", "2", "2e-4", "fp16_xla",
+                           "1", "--config=c")
+  assert flags["use_xla"] == "true"
+
+
 def test_pretraining_named(gpu_site):
   flags = gpu_site.command(
       "run_pretraining.sh", "--num_gpus=1", "--bert_model=base",
@@ -325,6 +345,71 @@ def test_value_is_never_run(gpu_site):
   assert not (gpu_site.home / "hacked").exists()
 
 
+def test_paths_have_one_spelling(gpu_site):
+  home = gpu_site.home
+  linked = home.parent / "linked"
+  linked.symlink_to(str(home))
+  (home / "deep").mkdir()
+  (home / "deep" / "er").symlink_to(str(home / "my data" / "squad"))
+  for spelling in ("a.json", "./a.json", "deep//../a.json",
+                   str(linked / "a.json"), str(linked) + "/deep/./../a.json"):
+    flags = gpu_site.command("run_squad.sh", "--num_gpus=1", "--train_file",
+                             spelling)
+    assert flags["train_file"] == str(home / "a.json")
+  # As the file system reads "..", which follows links.
+  for spelling in ("deep/er/..", "deep/er/../"):
+    flags = gpu_site.command("run_squad.sh", "--num_gpus=1", "--checkpoint",
+                             spelling)
+    assert flags["init_checkpoint"] == str(home / "my data")
+  # A linked file keeps its name: its settings lie beside the link.
+  (home / "linked.json").symlink_to(str(home / "elsewhere"))
+  flags = gpu_site.command("run_squad.sh", "--num_gpus=1",
+                           "--train_file=deep/../linked.json")
+  assert flags["train_file"] == str(home / "linked.json")
+
+
+def test_globs_stay_as_they_are(gpu_site):
+  home = gpu_site.home
+  (home.parent / "linked").symlink_to(str(home))
+  (home / "deep").mkdir()
+  flags = gpu_site.command(
+      "run_pretraining.sh", "--num_gpus=1", "--input_file",
+      "deep/../my data/*/../x-?.tfrecord,./*,../linked/deep/a[0-9]/b,/*.t,"
+      "gs://bucket/../*,plain")
+  assert flags["input_file"] == ",".join([
+      str(home) + "/my data/*/../x-?.tfrecord", str(home) + "/*",
+      str(home) + "/deep/a[0-9]/b", "/*.t", "gs://bucket/../*",
+      str(home) + "/plain"])
+
+
+def test_model_is_where_its_configuration_is(gpu_site):
+  (gpu_site.home / "mine").mkdir()
+  flags = gpu_site.command("run_squad.sh", "--num_gpus=1", "--bert_model=mine")
+  assert flags["bert_config_file"] == str(
+      gpu_site.data / "pretrained_models_google/mine/bert_config.json")
+  line = one_line(gpu_site.run("run_squad.sh", "--num_gpus=1",
+                               "--bert_model=../bin"), 1)
+  assert str(gpu_site.home.parent / "bin/bert_config.json") in line
+
+
+def header_examples():
+  """Launcher commands in the headers of all scripts, as lists of words."""
+  for path in sorted(SCRIPTS.rglob("*.sh")):
+    header = path.read_text().split("\nset -")[0].replace("\\\n#", "")
+    for line in header.splitlines():
+      if "bash scripts/run_" in line:
+        yield shlex.split(line.split("bash scripts/")[-1])
+
+
+def test_examples_in_headers_work_today(gpu_site):
+  examples = list(header_examples())
+  assert len(examples) >= 7
+  for words in examples:
+    done = gpu_site.run(*(words + ["--dry_run"]))
+    assert done.returncode == 0, done.stderr
+    assert "num_gpus" not in done.stderr, words
+
+
 # --- devices -----------------------------------------------------------------
 
 
@@ -342,6 +427,9 @@ def test_cpu_warns_once_and_runs_in_float32(site):
 def test_several_processes_are_refused(site):
   line = one_line(site.run("run_squad.sh", "--num_gpus=2"), 1)
   assert "num_gpus is 2" in line and "--num_gpus 1" in line
+  done = site.run("run_squad.sh", "--num_gpus=2", "--dry_run")
+  assert done.returncode == 0
+  assert "a run would stop here: num_gpus is 2" in done.stderr
 
 
 def test_number_of_gpus(gpu_site):
@@ -349,36 +437,79 @@ def test_number_of_gpus(gpu_site):
   assert "num_gpus is 3" in one_line(run(), 1)
   assert "num_gpus is 2" in one_line(run(CUDA_VISIBLE_DEVICES="0,2"), 1)
   assert "offers 3" in one_line(run("--num_gpus=4"), 1)
+  done = run("--num_gpus=4", "--dry_run")
+  assert done.returncode == 0
+  assert "a run would stop here: num_gpus is 4" in done.stderr
   assert run("--dry_run", CUDA_VISIBLE_DEVICES="1").returncode == 0
   assert "on the CPU" in run("--dry_run", CUDA_VISIBLE_DEVICES="-1").stderr
 
 
-def test_stack_and_environment(site, tmp_path):
-  checkout = tmp_path / "checkout"
-  shutil.copytree(str(SCRIPTS), str(checkout / "scripts"))
-  squad = str(checkout / "scripts/run_squad.sh")
+def set_up(checkout, stack):
+  """The stand-in for the environment of a stack; returns its interpreter."""
+  python = checkout / ".venv" / stack / "bin/python"
+  python.parent.mkdir(parents=True)
+  write_program(python, STUB)
+  (checkout / ".venv" / stack / "setup-stamp").write_text("")
+  return python
+
+
+@pytest.fixture(name="checkout")
+def _checkout(site, tmp_path):
+  """A checkout with launchers only, for a site without BERT_PYTHON."""
   del site.env["BERT_PYTHON"]
+  shutil.copytree(str(SCRIPTS), str(tmp_path / "checkout" / "scripts"))
+  return tmp_path / "checkout"
+
+
+def test_stack_and_environment(site, checkout):
+  squad = str(checkout / "scripts/run_squad.sh")
 
   def python(*words, **env):
     done = site.run(squad, "--dry_run", *words, env=env)
     return shlex.split(done.stdout.splitlines()[-1])[0]
 
-  line = one_line(site.run(squad), 1)
-  assert "bash {}/scripts/setup.sh --stack tf1".format(checkout) in line
   environments = {}
   for stack in ("tf2", "tf1"):
-    environments[stack] = checkout / ".venv" / stack / "bin/python"
-    environments[stack].parent.mkdir(parents=True)
-    write_program(environments[stack], STUB)
+    environments[stack] = set_up(checkout, stack)
     assert python() == str(environments[stack])
   assert python("--stack", "tf2") == str(environments["tf2"])
   assert python(BERT_STACK="tf2") == str(environments["tf2"])
   assert python("--stack=tf1", BERT_STACK="tf2") == str(environments["tf1"])
+  # As set-up has it: a container's own stack, whatever else lies there.
+  assert python(NVIDIA_TENSORFLOW_VERSION="23.12-tf2") == str(
+      environments["tf2"])
+  shutil.rmtree(str(checkout / ".venv/tf1"))
+  assert python(NVIDIA_TENSORFLOW_VERSION="23.03-tf1") == "python"
   moved = {"BERT_VENV_DIR": str(checkout / "else"),
            "NVIDIA_TENSORFLOW_VERSION": "20.03-tf2"}
   assert python(**moved) == "python"
   line = one_line(site.run(squad, env={"BERT_STACK": "tf3"}), 2)
   assert "BERT_STACK is 'tf3'" in line
+
+
+def test_hint_at_set_up_names_a_stack_only_if_stated(site, checkout):
+  squad = str(checkout / "scripts/run_squad.sh")
+  hint = "run bash {}/scripts/setup.sh".format(checkout)
+  assert one_line(site.run(squad), 1).endswith(hint)
+  for line in (one_line(site.run(squad, "--stack=tf2"), 1),
+               one_line(site.run(squad, env={"BERT_STACK": "tf2"}), 1)):
+    assert "for the tf2 stack" in line and line.endswith(hint + " --stack tf2")
+
+
+def test_half_made_environment_is_none(site, checkout):
+  squad = str(checkout / "scripts/run_squad.sh")
+  set_up(checkout, "tf1")
+  stamp = checkout / ".venv/tf1/setup-stamp"
+  stamp.unlink()
+  assert "there is no Python environment" in one_line(site.run(squad), 1)
+  # The other stack's is whole, so set-up is not told to finish this one.
+  python = set_up(checkout, "tf2")
+  done = site.run(squad, "--dry_run")
+  assert done.stdout.splitlines()[-1].startswith(str(python))
+  # What set-up and quickstart go by as well: the stamp, not the interpreter.
+  stamp.write_text("")
+  (checkout / ".venv/tf1/bin/python").unlink()
+  assert "there is no Python environment" in one_line(site.run(squad), 1)
 
 
 # --- wrong arguments ---------------------------------------------------------
@@ -406,6 +537,12 @@ WRONG = [
     (["10", "5e-6", "fp16", "true", "1", "384", "128", "large", "1.1", "", "2",
       "spare"], "'spare' is number 12 of at most 11"),
     (["--config", "nowhere"], "cannot read the file nowhere"),
+    (["--confg", "c"], "--confg: no such argument; did you mean config?"),
+    (["--fresh=maybe"], "--fresh is 'maybe', but has to be true or false"),
+    (["--dry_run="], "--dry_run needs a value"),
+    (["--", "--seed=1", "--output_dir=zz"], "--output_dir after --: "),
+    (["--", "-output_dir", "zz"], "-output_dir after --: "),
+    (["--", "--log_file=zz"], "--log_file after --: "),
 ]
 
 
@@ -421,15 +558,37 @@ def test_wrong_argument(site, words, expected):
     ("\n\nbatch_size=many", "c line 3: batch_size is 'many'"),
     ("batch_size 4", "c line 1: expected name=value, found 'batch_size 4'"),
     ("root=/", "c line 1: root: no such argument"),
+    ("confg=c", "c line 1: confg: no such argument; --help"),
+    ("dryrun=true", "no such argument; did you mean dry_run?"),
+    ("fresh=1", "c line 1: fresh is '1', but has to be true or false"),
 ])
 def test_wrong_config(site, text, expected):
   (site.home / "c").write_text(text)
   assert expected in one_line(site.run("run_squad.sh", "--config=c"), 2)
 
 
+def test_switches_take_a_word_and_stand_in_files(site):
+  config = site.home / "c"
+  config.write_text("dry_run=true\nfresh=true\n")
+  fail = {"STUB_STATUS": "1"}
+  site.run("run_squad.sh", "--dry_run=false", "--fresh=False", env=fail)
+  assert len(site.runs()) == 1
+  done = site.run("run_squad.sh", "--config=c")
+  assert "# run folder" in done.stdout and "going on" not in done.stderr
+  done = site.run("run_squad.sh", "--config=c", "--fresh=false")
+  assert "# run folder" in done.stdout and "going on" in done.stderr
+  site.run("run_squad.sh", "--config=c", "--dry_run=false", env=fail)
+  assert len(site.runs()) == 2
+  done = site.run("run_squad.sh", "--dry_run", "4")  # a batch size of 4
+  assert "--train_batch_size=4" in done.stdout
+
+
 def test_warm_up_longer_than_the_run(site):
   done = site.run("run_pretraining.sh", "--train_steps=200")
   assert "warmup_steps is 10000" in one_line(done, 2)
+  flags = site.command("run_pretraining.sh", "--train_steps=200",
+                       "--do_train=false")
+  assert flags["do_train"] == "false" and flags["num_train_steps"] == "200"
 
 
 @pytest.mark.parametrize("script", LAUNCHERS)
@@ -570,6 +729,70 @@ def test_named_folder(site):
   assert "is not empty" in one_line(done, 1)
 
 
+def test_equal_settings_however_paths_are_written(site):
+  (site.home / "t").mkdir()
+  (site.home / "t" / "a.json").write_text("{}")
+  link = site.home.parent / "linked"
+  link.symlink_to(str(site.home))
+  site.run("run_squad.sh", "--train_file=t/a.json", env={"STUB_STATUS": "1"})
+  (folder,) = site.runs()
+  for spelling in ("t/../t/a.json", str(link / "t/a.json")):
+    for results in (site.env["RESULTS_DIR"], "my results", "t/../my results",
+                    str(link / "my results")):
+      done = site.run("run_squad.sh", "--dry_run", "--train_file", spelling,
+                      env={"RESULTS_DIR": results})
+      assert "going on with" in done.stderr and str(folder) in done.stdout
+
+
+def test_linked_checkout_is_the_same_checkout(site, checkout):
+  set_up(checkout, "tf1")
+  link = site.home / "link to it"
+  link.symlink_to(str(checkout))
+  env = {"RESULTS_DIR": "", "STUB_STATUS": "1"}
+  (checkout / "results").mkdir()
+  config = "--bert_config={}/scripts/configs/bert_base.json"
+  for place in (link, checkout):
+    done = site.run(str(place / "scripts/run_pretraining.sh"),
+                    config.format(place), env=env)
+  assert "going on with" in done.stderr
+
+
+def held_contents(folder):
+  return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("words", [[], ["--run_dir={}"],
+                                   ["--run_dir={}", "--epochs=3"]])
+def test_folder_of_a_living_run_is_left_alone(site, words):
+  site.run("run_squad.sh", env={"STUB_STATUS": "1"})
+  (folder,) = site.runs()
+  words = [word.format(folder) for word in words]
+  with open(str(folder / ".lock"), "a+") as lock:
+    lock.write("77\n")
+    lock.flush()
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    before = held_contents(folder)
+    line = one_line(site.run("run_squad.sh", *words), 1)
+    assert "another run (process 77)" in line and str(folder) in line
+    assert held_contents(folder) == before
+  assert site.run("run_squad.sh", *words).returncode == 0
+
+
+def test_second_start_before_the_program_has_its_lock(site):
+  process = started(site)
+  (folder,) = site.runs()
+  log = folder / "squad_large_v1.1.log"
+  while "stub: score" not in log.read_text():
+    time.sleep(0.02)
+  before = held_contents(folder)
+  line = one_line(site.run("run_squad.sh"), 1)
+  assert "another run" in line and str(folder) in line
+  assert held_contents(folder) == before
+  os.kill(int((site.home / "ready").read_text()), signal.SIGKILL)
+  process.communicate(timeout=30)
+  assert "going on with" in site.run("run_squad.sh").stderr
+
+
 def test_no_log_file(site):
   done = site.run("run_pretraining.sh", "--create_logfile=false")
   assert done.returncode == 0 and "log none" in done.stderr
@@ -611,6 +834,32 @@ def test_killed_program_is_one_line_and_gone_on_with(site):
       "stub: words on stderr",
       "run_squad.sh: ended by signal 9; the same command goes on"]
   assert "going on with" in site.run("run_squad.sh").stderr
+
+
+@pytest.mark.parametrize("whole_group", [False, True])
+def test_terminal_that_hangs_up_ends_the_program(site, whole_group):
+  process = started(site, start_new_session=True)
+  (os.killpg if whole_group else os.kill)(process.pid, signal.SIGHUP)
+  out, _ = process.communicate(timeout=30)
+  # The group's program hears of it from the terminal and from the launcher.
+  assert process.returncode in ((129, 143) if whole_group else (143,))
+  (folder,) = site.runs()
+  log = (folder / "squad_large_v1.1.log").read_text()
+  assert "# ended by signal" in log
+  assert whole_group or "stub: told to end" in out and "told to end" in log
+  assert not (folder / "launch.done").exists()
+
+
+def test_nohup_is_heeded(site):
+  process = started(
+      site, start_new_session=True,
+      preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+  os.killpg(process.pid, signal.SIGHUP)
+  time.sleep(0.3)
+  assert process.poll() is None
+  process.terminate()
+  out, _ = process.communicate(timeout=30)
+  assert process.returncode == 143 and "stub: told to end" in out
 
 
 def test_interrupt_of_the_whole_group(site):

@@ -25,8 +25,9 @@ TENSORFLOW = {"tf1": ("tensorflow", "1.15.5"),
               "tf2": ("tensorflow-cpu", "2.15.1")}[STACK]
 VERSION = "%d.%d" % sys.version_info[:2]
 BASE_PYTHON = os.path.join(sys.base_prefix, "bin", "python" + VERSION)
-TOOLS = ("bash awk cat cut dirname flock grep head ln mkdir mktemp mv readlink"
-         " realpath rm sed sha256sum sleep sort tail tr uname wc").split()
+TOOLS = ("bash awk cat chmod cut dirname env find flock grep head ln mkdir"
+         " mktemp mv readlink realpath rm sed sha256sum sleep sort tail timeout"
+         " tr uname wc").split()
 
 
 def write_wheel(folder, name, version, files):
@@ -76,12 +77,18 @@ class Checkout:
         "pytest/__main__.py":
             "import os, sys\nprint('arguments', sys.argv[1:])\n"
             "sys.exit(int(os.environ.get('STATUS', '0')))\n"})
-    for list_name in LISTS[:2]:
-      (self.root / list_name).write_text("%s==%s\n" % TENSORFLOW)
+    self.write_lists("%s==%s\n" % TENSORFLOW)
     (self.root / LISTS[2]).write_text("pytest==7.4.4\n")
+    self.wheels = wheels
+    self.pip_log = folder / "pip.log"
     self.environment = clean_environment(
         HOME=str(folder / "home"), BERT_BASE_PYTHON=BASE_PYTHON,
-        PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheels))
+        PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheels),
+        PIP_LOG=str(self.pip_log))
+
+  def write_lists(self, text):
+    for name in LISTS[:2]:
+      (self.root / name).write_text(text)
 
   def start(self, *arguments, **more):
     return start("bash", "scripts/setup.sh", "--stack", STACK, *arguments,
@@ -161,6 +168,7 @@ def _made(tmp_path_factory):
   checkout = Checkout(tmp_path_factory.mktemp("made"))
   status, out, err = checkout.setup()
   assert status == 0, (out, err, log_of(checkout))
+  assert "pip" in checkout.pip_log.read_text()
   assert "ready: Python %s" % VERSION in out.splitlines()[-1]
   assert "TensorFlow " + TENSORFLOW[1] in out.splitlines()[-1]
   return checkout
@@ -175,11 +183,23 @@ def log_of(checkout):
 
 @pytest.mark.parametrize("arguments, message", [
     (["--stack", "tf3"], "tf1 or tf2"), (["--stack"], "needs a value"),
+    (["--stack="], "needs a value"), (["--stack", ""], "needs a value"),
+    (["--stack=tf3"], "tf1 or tf2"),
     (["--sack", "tf1"], "unknown argument '--sack'")])
 def test_setup_refuses_wrong_arguments(arguments, message):
   status, _, err = run("bash", "scripts/setup.sh", *arguments)
-  assert status == 1
+  assert status == 2
   assert message in one_line(err)
+
+
+def test_stamped_tf1_is_there_even_without_its_interpreter(tmp_path):
+  # Launchers and quickstart go by the stamp, so set-up does.
+  (tmp_path / "tf1").mkdir()
+  (tmp_path / "tf1" / "setup-stamp").write_text("key old\n")
+  status, _, err = run("bash", "scripts/setup.sh", env=clean_environment(
+      BERT_VENV_DIR=str(tmp_path), BERT_BASE_PYTHON="/nonexistent/python"))
+  assert status == 1
+  assert one_line(err).startswith("setup tf1: found no Python (3.7)")
 
 
 def test_setup_without_an_interpreter_is_one_line(tmp_path, bare_path):
@@ -214,11 +234,15 @@ def test_setup_without_network_is_one_line(tmp_path):
 
 
 def test_second_run_does_nothing(made):
-  before = (made.stamp.stat().st_mtime_ns, made.venv.stat().st_ino)
+  before = (made.stamp.stat().st_mtime_ns, made.venv.stat().st_ino,
+            log_of(made))
+  made.pip_log.unlink()
   status, out, _ = made.setup()
   assert status == 0
   assert "ready" in one_line(out)
-  assert (made.stamp.stat().st_mtime_ns, made.venv.stat().st_ino) == before
+  assert before == (made.stamp.stat().st_mtime_ns, made.venv.stat().st_ino,
+                    log_of(made))
+  assert not made.pip_log.exists()  # pip was not even started
 
 
 def test_tests_are_added_to_an_environment_and_run(made):
@@ -281,16 +305,29 @@ def test_environment_without_its_interpreter_is_broken(made):
 
 
 def test_failed_renewal_puts_the_old_environment_back(made):
-  lists = [made.root / name for name in LISTS[:2]]
-  texts = [path.read_text() for path in lists]
-  for path in lists:
-    path.write_text("%s==99.0\n" % TENSORFLOW[0])
+  made.write_lists("%s==99.0\n" % TENSORFLOW[0])
   status, out, err = made.setup()
   assert status == 1
   assert "was made from other lists" in out
   assert "pip could not install" in one_line(err)
-  for path, text in zip(lists, texts):
-    path.write_text(text)
+  made.write_lists("%s==%s\n" % TENSORFLOW)
+  status, out, _ = made.setup()
+  assert status == 0
+  assert "ready" in one_line(out)
+
+
+def test_terminal_that_hangs_up_puts_the_old_environment_back(made):
+  made.write_lists("%s==99.0\n" % TENSORFLOW[0])
+  old = made.venv.parent / (STACK + ".old")
+  process = made.start()
+  while not old.exists():
+    assert process.poll() is None
+    time.sleep(0.01)
+  os.killpg(process.pid, signal.SIGHUP)
+  process.communicate(timeout=60)
+  assert process.returncode == -signal.SIGHUP
+  assert not old.exists() and made.stamp.exists()
+  made.write_lists("%s==%s\n" % TENSORFLOW)
   status, out, _ = made.setup()
   assert status == 0
   assert "ready" in one_line(out)
@@ -353,11 +390,79 @@ def test_python_of_a_conda_environment(tmp_path, bare_path):
   assert os.path.samefile(out, BASE_PYTHON)
 
 
-def test_python_of_an_environment_leads_to_its_base(made):
+UV = """#!/bin/sh
+[ "$1 $2" = "python install" ] && ln -s %s "$UV_STORE/python$3" && exit
+[ "$1 $2" = "python find" ] && [ "$UV_PYTHON_DOWNLOADS" = never ] &&
+  [ -e "$UV_STORE/python$3" ] && echo "$UV_STORE/python$3"
+""" % BASE_PYTHON
+CONDA = """#!/bin/sh
+[ "$1 $2 $3 $4" = "create -y -q -p" ] || exit 1
+mkdir -p "$5/bin" && ln -s %s "$5/bin/$(echo "$6" | tr -d =)"
+""" % BASE_PYTHON
+
+
+@pytest.mark.parametrize("name, text", [("uv", UV), ("conda", CONDA)],
+                         ids=["uv", "conda"])
+def test_python_is_fetched_where_it_can_be(tmp_path, bare_path, name, text):
+  env = {"PATH": str(bare_path), "HOME": str(tmp_path),
+         "UV_STORE": str(tmp_path)}
+  # On whatever version these tests run, that is the one to fetch.
+  fetch = ("venv_root=%s/venv\npython_versions() { echo %s 2.0; }\n"
+           "fetch_python x && find_python x" % (tmp_path, VERSION))
+  assert function(fetch, env=env)[0] == 1
+  assert function("possible_stacks", env=env)[1] == ""
+  executable(bare_path / name, text)
+  assert function("possible_stacks", env=env)[1].split() == ["tf1", "tf2"]
+  # A named interpreter is the only one to try.
+  assert function("possible_stacks", env=dict(
+      env, BERT_BASE_PYTHON="/nonexistent"))[1] == ""
+  status, out, err = function(fetch, env=env)
+  assert status == 0, err
+  said, python = out.splitlines()
+  assert "Python %s through %s" % (VERSION, name) in said
+  assert os.path.samefile(python, BASE_PYTHON)
+
+
+def test_stacks_that_are_possible(tmp_path, bare_path):
+  env = {"PATH": str(bare_path), "HOME": str(tmp_path)}
+  linked_python(tmp_path / ".pyenv" / "versions" / (VERSION + ".1") / "bin")
+  assert function("possible_stacks", env=env)[1] == STACK
+  other = {"tf1": "tf2", "tf2": "tf1"}[STACK]
+  (tmp_path / "venv" / other).mkdir(parents=True)
+  (tmp_path / "venv" / other / "setup-stamp").write_text("")
+  here = "venv_root=%s/venv\npossible_stacks" % tmp_path
+  assert function(here, env=env)[1].split() == ["tf1", "tf2"]
+  inside = dict(env, NVIDIA_TENSORFLOW_VERSION="23.12-tf2")
+  assert function(here, env=inside)[1] == "tf2"
+
+
+def test_stack_whose_python_cannot_be_fetched_is_left_out(tmp_path, bare_path):
+  scripts = tmp_path / "checkout" / "scripts"
+  shutil.copytree(str(ROOT / "scripts"), str(scripts))
+  executable(bare_path / "uv", "exit 1")
+  executable(scripts / "setup.sh", "[[ $* == *%s* ]]" % STACK)
+  call = ["bash", str(scripts / "test.sh"), "--stack", "all"]
+  env = {"PATH": str(bare_path), "HOME": str(tmp_path)}
+  status, out, _ = run(*call, env=env)
+  assert status == 1 and out.count("left out") == 2  # nothing was tested
+  executable(tmp_path / ".pyenv" / "versions" / (VERSION + ".1") / "bin" /
+             ("python" + VERSION), 'exec %s "$@"' % BASE_PYTHON)
+  python = scripts.parent / ".venv" / STACK / "bin" / "python"
+  executable(python, "exit 0")
+  status, out, _ = run(*call, env=env)
+  assert status == 0 and out.count("left out") == 1 and "passed" in out
+  executable(python, "exit 1")
+  assert run(*call, env=env)[0] == 1
+
+
+def test_python_of_an_environment_leads_to_its_base(made, tmp_path, bare_path):
   call = "python_behind %s/bin/python %s" % (made.venv, VERSION)
   status, out, _ = function(call)
   assert status == 0
   assert out == BASE_PYTHON
+  env = {"PATH": str(bare_path), "HOME": str(tmp_path)}
+  call = "venv_root=%s\nfind_python %s" % (made.venv.parent, STACK)
+  assert function(call, env=env)[1] == BASE_PYTHON
   other = "3.6" if STACK == "tf2" else "3.11"
   call = "python_behind %s/bin/python %s" % (made.venv, other)
   assert function(call)[0] == 1
@@ -396,7 +501,8 @@ def test_lists_are_exact_and_reasoned(name):
   names = []
   for pins in lists.values():
     for pin, _ in pins:
-      assert re.match(r"^[\w.-]+==[\w.]+( ; python_version < \"3\.\d+\")?$", pin)
+      assert re.match(
+          r"^[\w.-]+==[\w.]+( ; python_version < \"3\.\d+\")?$", pin)
       names.append(pin.split("==")[0].lower())
   assert len(names) == len(set(names))
 
@@ -421,30 +527,171 @@ def test_list_follows_the_machine(tmp_path, flavour):
   assert not [pin for pin in pins if pin.startswith("horovod")]
 
 
+def test_driver_that_does_not_answer_is_no_gpu(tmp_path):
+  executable(tmp_path / "nvidia-smi", "#!/bin/sh\nexec sleep 600\n")
+  executable(tmp_path / "timeout", '#!/bin/sh\nshift\nexec %s 0.2 "$@"\n' %
+             shutil.which("timeout"))
+  assert function("machine_flavour", path=str(tmp_path))[1] == "cpu"
+  status, out, err = launch(tmp_path)
+  assert status == 0 and "--gpus" not in out
+  assert "no NVIDIA GPU" in one_line(err)
+
+
+def test_driver_that_lists_its_gpus_slowly(tmp_path):
+  executable(tmp_path / "nvidia-smi", "#!/bin/sh\necho 'GPU 0: V100'\n"
+             "sleep 0.2\necho 'GPU 1: V100'\n")
+  assert function("set -o pipefail\nmachine_flavour",
+                  path=str(tmp_path))[1] == "gpu"
+  assert "--gpus all" in launch(tmp_path)[1]
+
+
+def launch(path):
+  """A dry run of launch.sh with the programs in folder `path`."""
+  return run("bash", "scripts/docker/launch.sh", "--dry_run",
+             env=clean_environment(
+                 PATH=str(path) + os.pathsep + os.environ["PATH"]))
+
+
 # -- System packages and Horovod
+
+
+PACKAGES = ["g++", "cmake", "make", "libopenmpi-dev", "openmpi-bin"]
+BUILD_TOOLS = ["g++", "cmake", "make", "mpicxx", "mpirun"]
+# Notes its words in a file and brings stand-ins of what it is to install.
+APT_GET = """#!/bin/sh
+echo "$*" >> %(calls)s
+for word in "$@"; do
+  case $word in
+    -* | install | update) continue ;;
+    libopenmpi-dev) word=mpicxx ;;
+    openmpi-bin) word=mpirun ;;
+  esac
+  printf '#!/bin/sh\\necho 4.1.4\\n' > %(folder)s/$word
+  chmod 755 %(folder)s/$word
+done
+"""
+
+
+def put_tool(folder, tool, release="4.1.4"):
+  executable(folder / tool, "#!/bin/sh\necho %s\n" % release)
+
+
+def put_apt_get(folder, calls):
+  executable(folder / "apt-get", APT_GET % {"folder": folder, "calls": calls})
 
 
 def test_missing_packages_are_named(tmp_path, bare_path):
   env = {"PATH": str(bare_path), "HOME": str(tmp_path)}
-  assert function("missing_packages", env=env)[1].split() == [
-      "g++", "cmake", "make", "libopenmpi-dev", "openmpi-bin"]
-  for tool in ("g++", "cmake", "make", "mpicxx", "mpirun"):
-    executable(bare_path / tool, "#!/bin/sh\necho 'mpirun (Open MPI) 4.1.4'\n")
+  assert function("missing_packages", env=env)[1].split() == PACKAGES
+  for tool in BUILD_TOOLS:
+    put_tool(bare_path, tool)
   assert function("missing_packages", env=env)[1] == ""
   assert "mpi4.1.4" in function("build_tools", env=env)[1]
 
 
-def test_who_is_not_root_gets_the_one_command(tmp_path):
-  code = "".join((ROOT / "scripts" / "setup" / (name + ".sh")).read_text()
-                 for name in ("python", "install", "horovod"))
-  demote = (lambda: os.setuid(65534)) if os.geteuid() == 0 else None
-  done = subprocess.run(
-      ["bash", "-c", code + "\nlog=/dev/null stack=tf1\n"
-       "have() { true; }\ninstall_packages g++ cmake"], cwd="/",
-      stdout=subprocess.PIPE, universal_newlines=True, check=True,
-      preexec_fn=demote)
-  assert "sudo apt-get install -y --no-install-recommends g++ cmake" in one_line(
-      done.stdout)
+# For root and for anyone else, whoever runs the tests.
+INSTALL = """is_root() { %s; }
+venv_root=%s horovod=0.28.1 venv=/nonexistent
+horovod_folder() { echo /nonexistent/folder; }
+build_horovod() { return 1; }
+install_horovod tensorflow==0
+"""
+
+
+def test_root_gets_the_missing_packages(tmp_path, bare_path):
+  calls = tmp_path / "calls"
+  put_apt_get(bare_path, calls)
+  put_tool(bare_path, "cmake")
+  env = {"PATH": str(bare_path), "HOME": str(tmp_path)}
+  missing = " ".join(name for name in PACKAGES if name != "cmake")
+  _, out, err = function(INSTALL % ("true", tmp_path), env=env)
+  said, failed = out.splitlines()
+  assert said.endswith("system packages: " + missing), err
+  assert "Horovod could not be built" in failed
+  assert calls.read_text().splitlines() == [
+      "update -q", "install -y --no-install-recommends " + missing]
+  calls.unlink()
+  function(INSTALL % ("true", tmp_path), env=env)
+  assert not calls.exists()  # nothing is missing any more
+
+
+def test_who_is_not_root_gets_the_one_command(tmp_path, bare_path):
+  calls = tmp_path / "calls"
+  put_apt_get(bare_path, calls)
+  env = {"PATH": str(bare_path), "HOME": str(tmp_path)}
+  out = function(INSTALL % ("false", tmp_path), env=env)[1]
+  assert ("sudo apt-get install -y --no-install-recommends " +
+          " ".join(PACKAGES)) in out.splitlines()[0]
+  assert not calls.exists()
+  (bare_path / "apt-get").unlink()
+  out = function(INSTALL % ("true", tmp_path), env=env)[1]
+  assert ("missing (Debian's names): " + " ".join(PACKAGES)) in out
+
+
+def test_root_is_who_the_system_says():
+  assert function("is_root")[0] == int(os.geteuid() != 0)
+
+
+def test_python_for_tf2_from_debian(tmp_path, bare_path):
+  calls = tmp_path / "calls"
+  put_apt_get(bare_path, calls)
+  status, _, err = run(
+      "bash", "scripts/setup.sh", "--stack", "tf2", env={
+          "PATH": str(bare_path), "HOME": str(tmp_path),
+          "BERT_VENV_DIR": str(tmp_path / "venv")})
+  assert status == 1 and "found no Python" in one_line(err)
+  installed = calls.exists() and "python3-venv" in calls.read_text()
+  assert installed == (os.geteuid() == 0)
+
+
+HOROVOD = """def init(): pass
+def mpi_built(): return True
+def gloo_built(): return True
+def nccl_built(): return False
+"""
+
+
+def test_failed_horovod_is_tried_again_later(tmp_path, bare_path):
+  for tool in BUILD_TOOLS:
+    put_tool(bare_path, tool)
+  checkout = Checkout(tmp_path)
+  checkout.write_lists("horovod==0.28.1\n%s==%s\n" % TENSORFLOW)
+  where = dict(PATH=str(bare_path), XDG_CACHE_HOME=str(tmp_path / "cache"))
+  failed, missing = "Horovod could not be built", "Horovod is missing"
+
+  def setup(*words):
+    checkout.pip_log.write_text("")
+    status, out, err = checkout.setup(*words, **where)
+    assert status == 0, err
+    return out, checkout.pip_log.read_text()
+
+  def has_aged(seconds):
+    then = time.time() - seconds
+    os.utime(str(checkout.stamp), (then, then))
+
+  out, _ = setup()
+  assert failed in out and "Horovod no" in out.splitlines()[-1]
+  has_aged(3000)
+  for words in ([], ["--with_tests"]):  # nor does what else is new matter
+    out, _ = setup(*words)
+    assert missing in out and failed not in out
+  has_aged(3000)
+  out, pip = setup("--with_tests")
+  assert len(out.splitlines()) == 2 and missing in out and not pip
+  has_aged(3700)
+  out, _ = setup()
+  assert failed in out and missing not in out
+
+  write_wheel(checkout.wheels, "horovod", "0.28.1", {
+      "horovod/__init__.py": "__version__ = '0.28.1'\n",
+      "horovod/tensorflow/__init__.py": HOROVOD})
+  assert missing in setup()[0]
+  put_tool(bare_path, "mpirun", "5.0.1")
+  out, _ = setup()
+  assert "Horovod 0.28.1 (MPI, Gloo)" in out.splitlines()[-1]
+  has_aged(3700)
+  out, pip = setup()
+  assert "ready" in one_line(out) and not pip
 
 
 RANKS = """
@@ -487,9 +734,57 @@ def test_test_runner_tells_how_and_refuses():
   status, out, _ = run("bash", "scripts/test.sh", "--help")
   assert status == 0
   assert "--stack tf1|tf2|all" in out
-  status, _, err = run("bash", "scripts/test.sh", "--stack", "tf9")
-  assert status == 1
-  assert "tf1, tf2 or all" in one_line(err)
+  for words in (["--stack", "tf9"], ["--stack"], ["--stack="]):
+    status, _, err = run("bash", "scripts/test.sh", *words)
+    assert status == 2
+    assert "tf1, tf2 or all" in one_line(err)
+
+
+def test_continuous_integration_tests_every_stack(tmp_path):
+  executable(tmp_path / "scripts" / "test.sh", "#!/bin/sh\n"
+             'read -r line || echo "no input"\necho "$0" "$@"\nexit 7\n')
+  shutil.copytree(str(ROOT / ".ci"), str(tmp_path / ".ci"))
+  status, out, err = run(str(tmp_path / ".ci" / "run"), cwd="/")
+  assert status == 7, err
+  words = out.splitlines()[-1].split()
+  assert os.path.samefile(words[0], str(tmp_path / "scripts" / "test.sh"))
+  assert out.splitlines()[0] == "no input" and words[1:] == ["--stack", "all"]
+
+
+def ignored(path):
+  """Whether .dockerignore keeps a path out of the image, as Docker reads it."""
+  for line in (ROOT / ".dockerignore").read_text().splitlines():
+    if not line or line.startswith("#"):
+      continue
+    assert not line.startswith("!") and not set(line) & set("[]\\?")
+    pattern = "".join({"**/": "(.*/)?", "*": "[^/]*"}.get(part, re.escape(part))
+                      for part in re.split(r"(\*\*/|\*)", line))
+    if re.match(pattern + "(/|$)", path):
+      return True
+  return False
+
+
+def test_image_holds_the_code_and_no_data():
+  for path in (
+      ".git/HEAD", ".venv/tf1/bin/python", "results/a/model.ckpt-1.index",
+      "utils/__pycache__/a.pyc", "data/squad/v1.1/train-v1.1.json",
+      "data/squad/v2.0/dev-v2.0.json", "a.tfrecord", "records/a.tfrecord-1",
+      "records/deep/a.tfrecord.settings.json",
+      "data/pretrained_models_google/uncased_L-12_H-768_A-12/vocab.txt",
+      "data/pretrained_models_google/cased_L-12_H-768_A-12.zip",
+      "data/bookcorpus/final_tfrecords_sharded/a",
+      "data/wikipedia_corpus/final_tfrecords_sharded/a.0",
+      "data/wikipedia_corpus/final_text_file_single/a.segmented.nltk.txt"):
+    assert ignored(path), path
+  kept = [str(path.relative_to(ROOT)) for part in ("scripts", "data/sample",
+                                                   "utils", "tests")
+          for path in (ROOT / part).rglob("*")
+          if path.is_file() and "__pycache__" not in path.parts]
+  for path in kept + [
+      "run_squad.py", "requirements.txt", "data/squad/squad_download.sh",
+      "data/pretrained_models_google/download_models.py",
+      "data/wikipedia_corpus/preprocessing.sh", "data/bookcorpus/config.sh"]:
+    assert not ignored(path), path
 
 
 def test_container_commands(tmp_path):
@@ -530,3 +825,10 @@ def test_scripts_pass_shellcheck():
   shellcheck = os.path.join(os.path.dirname(sys.executable), "shellcheck")
   status, out, err = run(shellcheck, "-x", ".ci/run", *scripts)
   assert status == 0, out + err
+
+
+def test_lines_fit_in_eighty_columns():
+  for path in sorted((ROOT / "scripts").rglob("*.*")):
+    if path.suffix in (".sh", ".py"):
+      for number, line in enumerate(path.read_text().splitlines(), 1):
+        assert len(line) <= 80, "%s:%d" % (path, number)

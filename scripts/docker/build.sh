@@ -11,7 +11,10 @@ root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)
 image=${BERT_IMAGE:-bert-tf1} dry_run=no options=()
 while (($#)); do
   case $1 in
-    -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;;
+    -h | --help)
+      sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      exit
+      ;;
     --dry_run) dry_run=yes ;;
     *) options+=("$1") ;;
   esac
@@ -27,7 +30,8 @@ if [[ $dry_run == yes ]]; then
   exit
 fi
 if ! docker info > /dev/null 2>&1; then
-  echo "build.sh: no Docker engine answers (docker info); start or install it" >&2
+  echo "build.sh: no Docker engine answers (docker info); start or install" \
+    "it" >&2
   exit 1
 fi
 exec "${command[@]}"

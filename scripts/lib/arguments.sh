@@ -6,13 +6,15 @@
 # --config FILE (lines of name=value, # comments), then the command line. A
 # default that is empty without a "?" behind the kind is an argument that has
 # to be given. An argument that is wrong ends the script with status 2.
-# A launcher may define rewrite_positionals() to bring an older order of the
-# array positionals up to date, and fill aliases[OTHER]=NAME.
+# A launcher may define rewrite_positionals() to bring positionals of an older
+# order, or positional_names, up to date, and fill aliases[OTHER]=NAME.
 
 argument_names=() positional_names=() positionals=() extra_flags=()
 declare -A argument_kind=() argument_help=() argument_default=() aliases=()
 declare -A stated=()     # name -> where its value was stated; unset: default
 stack='' run_dir='' fresh=false dry_run=false
+# These two also stand alone on the command line.
+argument_kind[fresh]=flag argument_kind[dry_run]=flag
 
 options() {
   local name kind help
@@ -56,7 +58,9 @@ END
 unknown_name() {
   # $1 is no argument; $2 says where it stands.
   local name closest='' best=99
-  for name in "${argument_names[@]}" config fresh dry_run help; do
+  local -a names=("${argument_names[@]}" fresh dry_run)
+  if [[ $2 == --* ]]; then names+=(config help); fi   # not in a file
+  for name in "${names[@]}"; do
     edit_distance "$1" "$name"
     if ((REPLY < best)); then best=$REPLY closest=$name; fi
   done
@@ -111,15 +115,13 @@ set_positionals() {
 }
 
 split_words() {
-  # Sorts the command line into configs, names and values, positionals and
-  # extra_flags.
+  # Sorts the command line into names and values, positionals and extra_flags.
   local name
   while (($#)); do
     case $1 in
       --) shift; extra_flags=("$@"); break ;;
       -h | --help) show_help; exit 0 ;;
-      --dry_run | --dry_run=true) dry_run=true ;;
-      --fresh | --fresh=true) fresh=true ;;
+      --dry_run | --fresh) names+=("${1#--}") values+=(true) ;;
       --*)
         name=${1%%=*} name=${name#--} name=${aliases[$name]-$name}
         [[ $name == config || -n ${argument_kind[$name]-} ]] ||
@@ -139,6 +141,16 @@ split_words() {
   done
 }
 
+check_extra_flags() {
+  # A second one of these would win over the launcher's, unnoticed.
+  local word
+  for word in "${extra_flags[@]}"; do
+    [[ ! $word =~ ^--?(output_dir|log_file)(=|$) ]] || usage_error \
+      "${word%%=*} after --: the run folder holds both output and log;" \
+      "--run_dir names it"
+  done
+}
+
 parse_arguments() {
   local name index
   local -a names=() values=()
@@ -148,6 +160,7 @@ stack choice:tf1|tf2? TensorFlow stack; empty: BERT_STACK, else tf1 where set up
 run_dir path? folder of the run; empty: one of its own under RESULTS_DIR
 END
   split_words "$@"
+  check_extra_flags
   if declare -F rewrite_positionals >/dev/null; then rewrite_positionals; fi
   for index in "${!names[@]}"; do
     named[${names[index]}]=yes

@@ -3,13 +3,9 @@
 
 absolute "${DATA_DIR:-$root/data}"
 data_dir=$REPLY
-if [[ -n ${RESULTS_DIR-} ]]; then
-  absolute "$RESULTS_DIR"
-elif [[ -d /results && -w /results ]]; then
-  REPLY=/results
-else
-  REPLY=$root/results
-fi
+results_dir=$root/results
+if [[ -d /results && -w /results ]]; then results_dir=/results; fi
+absolute "${RESULTS_DIR:-$results_dir}"
 results_dir=$REPLY
 
 missing() {
@@ -19,16 +15,21 @@ missing() {
 
 choose_python() {
   # The interpreter of the stack asked for, of the NGC container around us, or
-  # of tf1 where that is set up, else tf2; into python.
-  local venv=${BERT_VENV_DIR:-$root/.venv}
-  absolute "$venv"
-  venv=$REPLY stack=${stack:-${BERT_STACK-}}
+  # of tf1 where that is set up, else tf2; into python. An environment without
+  # the stamp that set-up writes last is half made.
+  local venv asked
+  absolute "${BERT_VENV_DIR:-$root/.venv}"
+  venv=$REPLY stack=${stack:-${BERT_STACK-}} asked=$stack
   if [[ -z $stack ]]; then
-    stack=tf1
-    if [[ ${NVIDIA_TENSORFLOW_VERSION-} == *tf2* ||
-      ! -x $venv/tf1/bin/python && -x $venv/tf2/bin/python ]]; then
-      stack=tf2
-    fi
+    case ${NVIDIA_TENSORFLOW_VERSION-} in
+      *tf2*) stack=tf2 ;;
+      ?*) stack=tf1 ;;
+      *)
+        stack=tf1
+        if [[ ! -f $venv/tf1/setup-stamp && -f $venv/tf2/setup-stamp ]]; then
+          stack=tf2
+        fi ;;
+    esac
   fi
   [[ $stack == tf[12] ]] ||
     usage_error "BERT_STACK is '$stack', but has to be tf1 or tf2"
@@ -38,11 +39,13 @@ choose_python() {
     if [[ $python == */* ]]; then absolute "$python"; python=$REPLY; fi
     command -v -- "$python" >/dev/null ||
       missing "BERT_PYTHON: there is no program $python"
-  elif [[ -n ${NVIDIA_TENSORFLOW_VERSION-} && ! -x $python ]]; then
-    python=python   # in an NGC container: the container's own TensorFlow
-  elif [[ ! -x $python ]]; then
-    missing "there is no Python environment for the $stack stack yet: run" \
-      "bash $root/scripts/setup.sh --stack $stack"
+  elif [[ ! -x $python || ! -f $venv/$stack/setup-stamp ]]; then
+    if [[ -n ${NVIDIA_TENSORFLOW_VERSION-} ]]; then
+      python=python   # in an NGC container: the container's own TensorFlow
+    else
+      missing "there is no Python environment${asked:+ for the $asked stack}" \
+        "yet: run bash $root/scripts/setup.sh${asked:+ --stack $asked}"
+    fi
   fi
 }
 
@@ -71,13 +74,13 @@ choose_devices() {
     note "warning: no NVIDIA GPU here, running on the CPU$changed" \
       "(num_gpus then counts processes)"
   elif [[ -n $num_gpus ]] && ((num_gpus > REPLY)); then
-    die "num_gpus is $num_gpus, but this machine offers $REPLY"
+    missing "num_gpus is $num_gpus, but this machine offers $REPLY"
   fi
   if [[ -z $num_gpus ]]; then
     num_gpus=$((REPLY > 8 ? 8 : REPLY > 1 ? REPLY : 1))
   fi
-  ((num_gpus == 1)) || die "num_gpus is $num_gpus, but more than one process" \
-    "is not supported yet: add --num_gpus 1"
+  ((num_gpus == 1)) || missing "num_gpus is $num_gpus, but more than one" \
+    "process is not supported yet: add --num_gpus 1"
 }
 
 choose_precision() {
@@ -102,9 +105,9 @@ prepare() {
 
 find_model() {
   # The folder of model $1 (base, large, a folder or its name under DATA_DIR)
-  # into model_dir, the first place where there is none; $1 in a form fit for
-  # file names into model_tag.
-  local google=$data_dir/pretrained_models_google name=${1%/} folder
+  # into model_dir: the first with a configuration, else the first there is,
+  # else the first place; $1 in a form fit for file names into model_tag.
+  local google=$data_dir/pretrained_models_google name=${1%/} folder part
   local -a places
   model_tag=${name##*/} model_tag=${model_tag//[^A-Za-z0-9._-]/_}
   case $name in
@@ -114,9 +117,11 @@ find_model() {
       absolute "$name"
       places=("$REPLY" "$google/$name" "$data_dir/$name") ;;
   esac
-  for folder in "${places[@]}"; do
-    model_dir=$folder
-    [[ ! -d $folder ]] || return 0
+  for part in bert_config.json .; do
+    for folder in "${places[@]}"; do
+      model_dir=$folder
+      [[ ! -e $folder/$part ]] || return 0
+    done
   done
   model_dir=${places[0]}
 }

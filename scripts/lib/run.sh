@@ -3,9 +3,11 @@
 #
 # A run folder holds the checkpoints, the log, launch.hash (of the program and
 # all its flags but output and log: equal settings find the folder again) and,
-# once the program has ended well, launch.done.
+# once the program has ended well, launch.done. The program holds a lock on
+# .lock, but only once TensorFlow is loaded; the launcher holds launch.hash.
 
 create_logfile=true child='' interrupts=0
+exec {held}</dev/null   # until hold_run_dir puts its lock there
 
 name_new_run() {
   # A folder of its own for a run of tag $1, into run_dir.
@@ -22,14 +24,16 @@ name_new_run() {
 }
 
 choose_run_dir() {
-  # Settles run_dir for tag $1 and hash $2: named, to be gone on with, or new.
+  # Settles run_dir for tag $1 and hash $2: named, to be gone on with, or new;
+  # what there is to tell of it into REPLY.
   local tag=$1 hash=$2 folder
+  REPLY=''
   if [[ -n $run_dir ]]; then
     if $fresh && [[ -n $(find "$run_dir/" -maxdepth 1 -mindepth 1 2>&-) ]]; then
       die "--fresh: $run_dir is not empty; name another --run_dir"
     fi
     [[ ! -f $run_dir/launch.hash || $(<"$run_dir/launch.hash") == "$hash" ]] ||
-      note "the settings differ from those that $run_dir was begun with"
+      REPLY="the settings differ from those that $run_dir was begun with"
     return 0
   fi
   if ! $fresh; then
@@ -40,16 +44,41 @@ choose_run_dir() {
     done
   fi
   if [[ -n $run_dir ]]; then
-    note "going on with the unfinished run of equal settings in $run_dir" \
-      "(--fresh begins a new one)"
+    REPLY="going on with the unfinished run of equal settings in $run_dir"
+    REPLY+=" (--fresh begins a new one)"
   else
     name_new_run "$tag"
   fi
 }
 
+hold_run_dir() {
+  # Ends where another run lives in run_dir, before anything there is touched.
+  # Without flock(1) the program finds that out by itself, a little later.
+  local lock=$run_dir/.lock holder=''
+  { mkdir -p -- "$run_dir" && exec {held}>>"$run_dir/launch.hash"; } \
+    2>/dev/null || die "cannot write to the run folder $run_dir"
+  command -v flock >/dev/null || return 0
+  if [[ -f $lock ]] && ! is_free "$lock"; then
+    holder=$(<"$lock")
+  elif is_free "$held"; then
+    return 0
+  fi
+  die "another run${holder:+ (process $holder)} is going on in $run_dir:" \
+    "wait for it, stop it, or give another --run_dir"
+}
+
+is_free() {
+  # Whether nobody holds $1, a file or a descriptor; the latter is then held.
+  # 75 says that somebody does: a file system without locks is no reason to end.
+  local status=0
+  if [[ $1 == /* ]]; then set -- "$1" true; fi
+  flock -n -E 75 "$@" 2>/dev/null || status=$?
+  ((status != 75))
+}
+
 open_run() {
   # Marks run_dir as begun with hash $1 and heads log $2 with command line $3.
-  { mkdir -p -- "$run_dir" && rm -f -- "$run_dir/launch.done" &&
+  { rm -f -- "$run_dir/launch.done" &&
     printf '%s\n' "$1" >"$run_dir/launch.hash" &&
     { [[ -z $2 ]] || printf '# %s\n%s\n' "$(date '+%F %T %z')" "$3" >>"$2"; }
   } 2>/dev/null || die "cannot write to the run folder $run_dir"
@@ -77,19 +106,20 @@ run_logged() {
   exec {out}>&1 {err}>&2
   if [[ -n $log ]]; then
     trap '' INT TERM HUP   # inherited
-    exec {out}> >(exec tee -a -- "$log")
+    exec {out}> >(exec tee -a -- "$log" {held}>&-)
     copies+=("$!")
     if [[ /dev/fd/1 -ef /dev/fd/2 ]]; then
       exec {err}>&"$out"   # one stream for both keeps the lines in order
     else
-      exec {err}> >(exec tee -a -- "$log" >&2)
+      exec {err}> >(exec tee -a -- "$log" >&2 {held}>&-)
       copies+=("$!")
     fi
   fi
   # In the background, since bash acts on a signal only between its commands.
   trap 'kill -TERM "$child" 2>/dev/null || true' TERM HUP
   trap interrupted INT
-  (trap - INT TERM HUP; exec "$@" >&"$out" 2>&"$err" {out}>&- {err}>&-) &
+  (trap - INT TERM HUP
+    exec "$@" >&"$out" 2>&"$err" {out}>&- {err}>&- {held}>&-) &
   child=$!
   exec {out}>&- {err}>&-
   while wait "$child"; status=$?; kill -0 "$child"; do :; done 2>/dev/null
@@ -101,13 +131,16 @@ run_logged() {
 run_python() {
   # Runs program $2 of the checkout with the flags that follow, in a run folder
   # of tag $1; ends the script with the program's exit status.
-  local tag=$1 program=$root/$2 hash log='' tee_log word line='' status=0
+  local tag=$1 program=$root/$2 hash log='' tee_log word line='' told status=0
   local -a command
   shift 2
   set -- "$@" "${extra_flags[@]}"
   hash=$(printf '%s\0' "${program##*/}" "$@" | sha256sum)
   hash=${hash%% *}
   choose_run_dir "$tag" "$hash"
+  told=$REPLY
+  $dry_run || hold_run_dir
+  [[ -z $told ]] || note "$told"
   if $create_logfile; then log=$run_dir/$tag.log; fi
   tee_log=$log
   command=("$python" "$program" "--output_dir=$run_dir" "$@")

@@ -6,18 +6,35 @@
 # commas) and choice:a|b. "?" behind a kind allows the empty value.
 
 absolute() {
-  # Path $1 as seen from the caller's folder, into REPLY.
-  case $1 in
-    /* | *://*) REPLY=$1 ;;
-    *) REPLY=$PWD/${1#./} ;;
-  esac
+  # Path $1 as seen from the caller's folder, into REPLY, in the one spelling by
+  # which a run is found again. Links to folders are followed; a linked file
+  # keeps its name, since what lies beside the link belongs to it.
+  local path=$1 name
+  REPLY=$path
+  [[ $path != *://* ]] || return 0
+  if [[ -d $path ]]; then
+    REPLY=$(realpath -m -- "$path")
+    return
+  fi
+  while [[ $path == */ ]]; do path=${path%/}; done
+  name=${path##*/} path=${path%"${path##*/}"}
+  REPLY=$(realpath -m -- "${path:-.}")
+  REPLY=${REPLY%/}/$name
 }
 
 absolute_list() {
-  # The same for each of the paths in $1, which commas join.
-  local piece joined=''
+  # The same for each of the paths in $1, which commas join. From its first glob
+  # on a path stays as it is: what stands there is not the name of a folder.
+  local piece fixed glob joined=''
   while IFS= read -r -d , piece; do
-    absolute "$piece"
+    fixed=${piece%%[*?[]*}
+    if [[ $fixed == "$piece" ]]; then
+      absolute "$piece"
+    else
+      fixed=${fixed%"${fixed##*/}"} glob=${piece#"$fixed"}
+      absolute "${fixed:-.}"
+      REPLY=${REPLY%/}/$glob
+    fi
     joined+=${joined:+,}$REPLY
   done <<<"$1,"
   REPLY=$joined

@@ -4,7 +4,7 @@ Run by the environment's own interpreter, from scripts/setup.sh:
 
   python -I environment.py packages       installed packages, one a line
   python -I environment.py check STAMP    the same ones, all files there?
-  python -I environment.py versions       imports TensorFlow and Horovod
+  python -I environment.py versions       of Python, TensorFlow, Horovod
 
 `check` looks at the size of each installed file (a stat each, well under a
 second), so a deleted package or file and one cut short are noticed, as is
@@ -14,6 +14,7 @@ that somebody added are left in peace.
 
 import csv
 import os
+import platform
 import sys
 import sysconfig
 
@@ -66,6 +67,7 @@ def versions():
   """Prints what a user of the environment gets; fails if it does not start."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   import tensorflow
+  print("python %s" % platform.python_version())
   print("tensorflow %s" % tensorflow.__version__)
   try:
     import horovod

@@ -3,7 +3,8 @@
 # packages for it. Sourced by setup.sh; defines functions only.
 
 # What the build would find now: a change means that Horovod is built anew (or
-# at last) at the next set-up. Without mpirun what was linked to MPI cannot load.
+# at last) at the next set-up. Without mpirun, what was linked to MPI cannot
+# load.
 build_tools() {
   local mpi=no
   if have mpirun && have mpicxx; then
@@ -17,6 +18,18 @@ build_tools() {
     "$([[ -e /usr/include/nccl.h ]] && have nvcc && echo yes || echo no)"
 }
 
+# Whether Horovod is to be built: not tried yet with these tools, or in vain an
+# hour ago or earlier (the network may be back). Until then a line tells.
+horovod_due() {
+  [[ -n $horovod && $flavour != container ]] || return 1
+  [[ $(stamped tools) == "$(build_tools)" ]] || return 0
+  [[ $(stamped horovod) == no ]] || return 1
+  [[ -z $(find "$stamp" -mmin +60) ]] || return 0
+  say "Horovod is missing, its build failed (log: $log); set-up tries again" \
+    "after an hour or with other tools"
+  return 1
+}
+
 # Debian packages that the build lacks, one a line.
 missing_packages() {
   have g++ || echo g++
@@ -25,13 +38,15 @@ missing_packages() {
   { have mpirun && have mpicxx; } || printf '%s\n' libopenmpi-dev openmpi-bin
 }
 
+is_root() { ((EUID == 0)); }
+
 # Installs Debian packages as root; anyone else gets the command to run. One
 # at a time, since two of them would trip over apt's locks.
 install_packages() {
   local command="apt-get install -y --no-install-recommends $*"
   if ! have apt-get; then
     say "missing (Debian's names): $*; going on without"
-  elif ((EUID != 0)); then
+  elif ! is_root; then
     say "going on without what this installs: sudo $command"
   elif ! run_logged "system packages: $*" env DEBIAN_FRONTEND=noninteractive \
     flock "$venv_root" bash -c "apt-get update -q; $command"; then
@@ -43,15 +58,16 @@ install_packages() {
 # The wheel's place outside the checkout, named by all that shapes it, so that
 # another clone on this machine does not build again. $1: TensorFlow's pin.
 horovod_folder() {
-  local system=unknown
+  local system=unknown python
+  python=$("$venv/bin/python" -c \
+    'import sys; print("%d.%d" % sys.version_info[:2])')
   if [[ -r /etc/os-release ]]; then
     # shellcheck source=/dev/null
     system=$(. /etc/os-release && echo "${ID-linux}${VERSION_ID-}")
   fi
   printf '%s/bert-tf/horovod-%s_%s_python%s_%s_%s_%s\n' \
     "${XDG_CACHE_HOME:-${HOME:-$venv_root}/.cache}" "$horovod" "${1/==/-}" \
-    "$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" \
-    "$(build_tools)" "$system" "$(uname -m)"
+    "$python" "$(build_tools)" "$system" "$(uname -m)"
 }
 
 # Builds the wheel into folder $1, whole or not at all. pip's own cache of
@@ -80,7 +96,8 @@ build_horovod() {
 }
 
 # Puts Horovod into the environment, from the cache or built; a failure is one
-# line and not the end, since one process needs no Horovod. $1: TensorFlow's pin.
+# line and not the end, since one process needs no Horovod. $1: TensorFlow's
+# pin.
 install_horovod() {
   local folder missing try
   mapfile -t missing < <(missing_packages)

@@ -9,8 +9,12 @@ build_packages='^(pip|setuptools|wheel)=='  # needed before any other
 
 say() { printf 'setup %s: %s\n' "${stack-}" "$*"; }
 die() {
-  printf 'setup %s: %s\n' "${stack-}" "$*" >&2
+  say "$@" >&2
   exit 1
+}
+usage_error() {
+  say "$@" >&2
+  exit 2
 }
 
 # Runs a command with its output in the log. A line says what it is, and one
@@ -40,11 +44,17 @@ machine_flavour() {
   if container_stack > /dev/null; then
     echo container
   elif [[ $(stamped flavour) == gpu ]] ||
-    { have nvidia-smi && nvidia-smi -L 2> /dev/null | grep -q '^GPU '; }; then
+    { have nvidia-smi && lists_a_gpu; }; then
     echo gpu
   else
     echo cpu
   fi
+}
+
+# A driver that hangs counts as none. grep reads to the end: one that leaves
+# earlier would end nvidia-smi, and the pipe, with an error.
+lists_a_gpu() {
+  timeout 30 nvidia-smi -L 2> /dev/null | grep '^GPU ' > /dev/null
 }
 
 requirements_file() {
@@ -60,8 +70,10 @@ pins() {
     /^# -- GPU/ { gpu_only = 1 }
     /^#/ || /^[ \t]*$/ || /^horovod==/ { next }
     gpu_only && flavour != "gpu" { next }
-    flavour == "gpu" && stack == "tf1" { sub(/^tensorflow==/, "tensorflow-gpu==") }
-    flavour == "gpu" && stack == "tf2" { sub(/^tensorflow-cpu==/, "tensorflow==") }
+    flavour == "gpu" {
+      if (stack == "tf1") sub(/^tensorflow==/, "tensorflow-gpu==")
+      if (stack == "tf2") sub(/^tensorflow-cpu==/, "tensorflow==")
+    }
     { print }' "$1"
 }
 
@@ -104,7 +116,6 @@ write_stamp() {
   {
     printf 'key %s\nflavour %s\n' "$(environment_key)" "$flavour"
     printf 'tests %s\ntools %s\n' "$1" "$(build_tools)"
-    "$venv/bin/python" -c 'import platform; print("python", platform.python_version())'
     printf '%s\n' "$found"
     "$venv/bin/python" -I "$root/scripts/setup/environment.py" packages
   } > "$stamp.new"
@@ -129,12 +140,14 @@ pip_install() {
 container_additions() {
   "$venv/bin/python" -m pip list -q --format freeze 2>> "$log" |
     grep -F '==' > "$venv/constraints.txt"
-  awk 'function plain(name) {
-         sub(/[=;@ ].*/, "", name); gsub(/[_.]/, "-", name); return tolower(name)
-       }
-       NR == FNR { there[plain($0)] = 1; next }
-       !(plain($0) in there) && plain($0) !~ /^(tensor|keras|numpy|protobuf|grpcio|h5py)/
-      ' "$venv/constraints.txt" -
+  awk '
+    function plain(name) {
+      sub(/[=;@ ].*/, "", name); gsub(/[_.]/, "-", name); return tolower(name)
+    }
+    NR == FNR { there[plain($0)] = 1; next }
+    plain($0) in there { next }
+    plain($0) !~ /^(tensor|keras|numpy|protobuf|grpcio|h5py)/
+  ' "$venv/constraints.txt" -
 }
 
 # The packages of list file $1 into the environment: exactly these and nothing

@@ -49,7 +49,7 @@ python_candidates() {
     conda=$(readlink -f -- "$(type -P conda)")
     printf '%s\n' "${conda%/*/*}"/{,envs/*/}bin/"python$version"
   fi
-  printf '%s\n' "$venv_root/python$version/bin/python$version"
+  printf '%s\n' "$venv_root"/{"python$version",tf1,tf2}/bin/"python$version"
 }
 
 # Prints an interpreter for stack $1 that is here already. BERT_BASE_PYTHON
@@ -69,13 +69,17 @@ find_python() {
   return 1
 }
 
+can_fetch_python() {
+  [[ -z ${BERT_BASE_PYTHON-} ]] && { have uv || have conda; }
+}
+
 # Fetches the best version for stack $1 through uv or conda, where one of them
 # is here; conda's goes into a folder beside the environments.
 fetch_python() {
   local version
   version=$(python_versions "$1")
   version=${version%% *}
-  [[ -z ${BERT_BASE_PYTHON-} ]] || return 1
+  can_fetch_python || return 1
   if have uv; then
     run_logged "Python $version through uv" uv python install "$version" &&
       return
@@ -84,11 +88,12 @@ fetch_python() {
     -p "$venv_root/python$version" "python=$version"
 }
 
-# Stacks that this machine has an interpreter for, one a line.
+# Stacks that this machine has or that set-up can make on it, one a line.
 possible_stacks() {
   local stack
   container_stack && return
   for stack in tf1 tf2; do
-    if find_python "$stack" > /dev/null; then echo "$stack"; fi
+    if [[ -f $venv_root/$stack/setup-stamp ]] || can_fetch_python ||
+      find_python "$stack" > /dev/null; then echo "$stack"; fi
   done
 }
