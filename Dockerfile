@@ -2,7 +2,7 @@
 # 3.8, CUDA 12.1; V100 to H100), which brings its own Horovod and NCCL.
 #
 #   bash scripts/docker/build.sh      builds it
-#   bash scripts/docker/launch.sh     starts it, the checkout mounted over /workspace/bert
+#   bash scripts/docker/launch.sh     starts it, the checkout in /workspace/bert
 ARG FROM_IMAGE_NAME=nvcr.io/nvidia/tensorflow:23.03-tf1-py3
 FROM ${FROM_IMAGE_NAME}
 

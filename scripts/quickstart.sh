@@ -12,6 +12,7 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
 parse_arguments "$@"
+((${#extra_flags[@]} == 0)) || usage_error "there are no flags to hand on"
 sample=$root/data/sample table=()
 
 run() {

@@ -35,7 +35,8 @@ show_help() {
   # The script's own header, then the tables.
   local name index=0
   awk 'NR > 1 && !/^#/ {exit} NR > 1 {sub(/^# ?/, ""); print}' "$0"
-  printf '\nArguments, in this order or as --name value [default]:\n'
+  ((${#positional_names[@]} == 0)) ||
+    printf '\nArguments, in this order or as --name value [default]:\n'
   for name in "${argument_names[@]}"; do
     if ((index++ == ${#positional_names[@]})); then
       printf '\nOptions, as --name value [default]:\n'
