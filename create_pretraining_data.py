@@ -28,8 +28,11 @@ from utils.logs import LOGGER
 
 # Seconds between lines of progress.
 PROGRESS_SECONDS = 5.0
-# The shortest sequence: [CLS] a [SEP] b [SEP].
-SHORTEST = 5
+# The shortest sequence: [CLS] a [SEP] b [SEP]. The longest: 16 times BERT's
+# own, since the record encoder's tables grow with its square (here 70 MB).
+SHORTEST, LONGEST = 5, 8192
+# A text of which so large a share is [UNK] is not what the vocabulary is for.
+UNKNOWN_SHARE = 0.5
 
 
 class DataConfig(NamedTuple):
@@ -348,6 +351,15 @@ def _read_all(paths, tokenizer):
   return documents
 
 
+def _warn_of_unknown(documents, unknown, job, vocab_file):
+  sentences = [s for document in documents for s in document]
+  share = sum(s.count(unknown) for s in sentences) / sum(map(len, sentences))
+  if share > UNKNOWN_SHARE:
+    LOGGER.warning(
+        "%.0f %% of the tokens of %s are [UNK]: is %s a vocabulary of that "
+        "language?", 100 * share, ", ".join(job.inputs), vocab_file)
+
+
 def create_payloads(documents, config, rules, seed):
   """Returns the serialized instances (list of bytes), in random order.
 
@@ -377,21 +389,14 @@ def create_payloads(documents, config, rules, seed):
 
 def settings_of(job, config, vocab_size):
   """Returns what decides the content of a job's files, as a dict."""
-  return {
-      "max_seq_length": config.max_seq_length,
-      "max_predictions_per_seq": config.max_predictions_per_seq,
-      "vocab_sha256": files.sha256_of_file(config.vocab_file),
-      "vocab_size": vocab_size,
-      "do_lower_case": config.do_lower_case,
-      "random_seed": config.random_seed,
-      "dupe_factor": config.dupe_factor,
-      "masked_lm_prob": config.masked_lm_prob,
-      "short_seq_prob": config.short_seq_prob,
-      "do_whole_word_mask": config.do_whole_word_mask,
-      "inputs": [os.path.basename(path) for path in job.inputs],
-      "inputs_sha256": [files.sha256_of_file(path) for path in job.inputs],
-      "outputs": len(job.outputs),
-  }
+  values = config._asdict()
+  for place in ("input_file", "output_file", "vocab_file"):
+    del values[place]
+  return dict(
+      values, vocab_size=vocab_size, outputs=len(job.outputs),
+      vocab_sha256=files.sha256_of_file(config.vocab_file),
+      inputs=[os.path.basename(path) for path in job.inputs],
+      inputs_sha256=[files.sha256_of_file(path) for path in job.inputs])
 
 
 def run_job(job, config, rules, tokenizer, keep_done):
@@ -410,12 +415,13 @@ def run_job(job, config, rules, tokenizer, keep_done):
   settings = settings_of(job, config, rules.vocab_size)
   for path in job.outputs:
     records.remove_leftovers(path)
-  if keep_done and all(records.made_with(path, settings) for path in job.outputs):
+  if keep_done and all(records.made_with(p, settings) for p in job.outputs):
     LOGGER.info("kept %s: made from the same text with the same settings",
                 ", ".join(job.outputs))
     return 0
   start = time.time()
   documents = _read_all(job.inputs, tokenizer)
+  _warn_of_unknown(documents, tokenizer.vocab["[UNK]"], job, config.vocab_file)
   payloads = create_payloads(documents, config, rules, job.seed)
   records.write_in_turn(job.outputs, payloads, settings)
   seconds = time.time() - start
@@ -455,16 +461,15 @@ def define_flags():
 
 
 def _check_numbers(config):
-  for name, low, high in (
-      ("max_seq_length", SHORTEST, None),
-      ("max_predictions_per_seq", 1, config.max_seq_length - 3),
-      ("dupe_factor", 1, None)):
+  most = config.max_seq_length - 3
+  for name, low, high, hint in (
+      ("max_seq_length", SHORTEST, LONGEST, "%d to %d" % (SHORTEST, LONGEST)),
+      ("max_predictions_per_seq", 1, most,
+       "1 to %d at a --max_seq_length of %d" % (most, most + 3)),
+      ("dupe_factor", 1, float("inf"), "1 or more")):
     value = getattr(config, name)
-    if value < low or (high is not None and value > high):
-      raise UserError("--%s=%s: give %d%s" % (
-          name, value, low,
-          " or more" if high is None else " to %d at a --max_seq_length of %d"
-          % (high, config.max_seq_length)))
+    if not low <= value <= high:
+      raise UserError("--%s=%s: give %s" % (name, value, hint))
   if not 0 < config.masked_lm_prob < 1:
     raise UserError("--masked_lm_prob=%s: give a number between 0 and 1"
                     % config.masked_lm_prob)
@@ -505,16 +510,13 @@ def rules_of(config, vocab):
     if token not in vocab:
       raise UserError("--vocab_file: %s has no token %s"
                       % (config.vocab_file, token))
+  shared = {name: value for name, value in config._asdict().items()
+            if name in Rules._fields}
   return Rules(
-      max_seq_length=config.max_seq_length,
-      max_predictions_per_seq=config.max_predictions_per_seq,
-      masked_lm_prob=config.masked_lm_prob,
-      short_seq_prob=config.short_seq_prob,
-      do_whole_word_mask=config.do_whole_word_mask,
       vocab_size=len(vocab), cls_id=vocab["[CLS]"], sep_id=vocab["[SEP]"],
       mask_id=vocab["[MASK]"],
       continuations=frozenset(index for token, index in vocab.items()
-                              if token.startswith("##")))
+                              if token.startswith("##")), **shared)
 
 
 def _shard_seed(random_seed, name):
@@ -558,6 +560,10 @@ def jobs_of(config):
       raise UserError("--output_file: %s would be written twice: rename an "
                       "input or an output" % path)
     seen.add(path)
+    if path.endswith(records.SETTINGS_SUFFIX):
+      raise UserError("--output_file: %s: names that end in %s are for the "
+                      "settings beside a record file: choose another"
+                      % (path, records.SETTINGS_SUFFIX))
     if os.path.isdir(path):
       raise UserError("--output_file: %s is a folder" % path)
     if os.path.realpath(path) in real_inputs:

@@ -50,7 +50,7 @@ def learning_rate(step, init_lr, num_train_steps, num_warmup_steps, power=1.0):
     step: integer scalar tensor or int, the number of updates done.
     init_lr: float, the rate at the top.
     num_train_steps: int N.
-    num_warmup_steps: int w, 0 <= w < N.
+    num_warmup_steps: int w, 0 <= w < N; None, as Google's code has it, is 0.
     power: float; 1 for Adam, 0.5 for LAMB.
 
   Returns:
@@ -59,6 +59,7 @@ def learning_rate(step, init_lr, num_train_steps, num_warmup_steps, power=1.0):
   Raises:
     UserError: if w is not in [0, N).
   """
+  num_warmup_steps = num_warmup_steps or 0
   if num_train_steps < 1:
     raise UserError("num_train_steps is %d: it must be at least 1"
                     % num_train_steps)
@@ -247,7 +248,7 @@ def build_update(loss,
     loss: float scalar tensor.
     init_lr: float.
     num_train_steps: int.
-    num_warmup_steps: int, less than `num_train_steps`.
+    num_warmup_steps: int, less than `num_train_steps`; None is 0.
     global_step: integer variable; the graph's global step when None.
     records: (variable, increment) or None: a counter that advances even where
       the update is skipped, since its records are consumed.

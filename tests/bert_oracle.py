@@ -4,10 +4,12 @@ Written from the papers, sequence by sequence and head by head, so that it
 shares no trick with the graph. Also: random weights, and Google's own module.
 """
 
+import importlib
 import math
 import sys
 import types
 import unittest
+from unittest import mock
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -146,6 +148,18 @@ def google_modeling():
     sys.modules["tensorflow.contrib.layers"] = contrib.layers
   from bert import modeling  # pylint: disable=import-outside-toplevel
   return modeling
+
+
+def google_runner(name):
+  """Returns Google's own "run_pretraining" or "run_squad", on either stack.
+
+  Its flags, which have the names of ours, are not declared.
+  """
+  google_modeling()
+  nothing = {kind: mock.DEFAULT for kind in (
+      "DEFINE_string", "DEFINE_bool", "DEFINE_integer", "DEFINE_float")}
+  with mock.patch.multiple(tf.flags, **nothing):
+    return importlib.import_module("bert." + name)
 
 
 def run_googles_tests(test_case, count):

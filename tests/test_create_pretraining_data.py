@@ -1,6 +1,7 @@
 """create_pretraining_data: the published algorithm, rates and pairs."""
 
 import collections
+import itertools
 import random
 import re
 from unittest import mock
@@ -49,10 +50,57 @@ def unmasked(instance):
   return ids[1:instance.first_length - 1], ids[instance.first_length:-1]
 
 
-def assert_near(count, total, expected):
-  """The count is within five standard deviations of the expected share."""
-  deviation = (expected * (1 - expected) / total) ** 0.5
-  assert abs(count / float(total) - expected) < 5 * deviation, (count, total)
+# Of a normal distribution 99.9 % lie within so many standard deviations.
+SURE = 3.29
+
+
+def assert_near(count, total, expected, tells_from=None):
+  """The count suits the expected share, at a confidence of 99.9 %.
+
+  Seeds are fixed, so this holds always or never.
+
+  Args:
+    count: int.
+    total: int, number of independent draws.
+    expected: share.
+    tells_from: a share that a fault would give; there must be draws enough
+      that its own 99.9 % lie apart from those of `expected`.
+  """
+  def width(share):
+    return SURE * (share * (1 - share) / total) ** 0.5
+
+  assert abs(count / float(total) - expected) < width(expected), (
+      count, total, count / float(total))
+  if tells_from is not None:
+    assert width(expected) + width(tells_from) < abs(expected - tells_from)
+
+
+def assert_even(counts, values):
+  """The counts of `values` suit an even distribution, likewise.
+
+  By chi-square, in Wilson and Hilferty's approximation (99.9 %: 3.09).
+  """
+  assert set(counts) == set(values)
+  expected = sum(counts.values()) / float(len(values))
+  chi_square = sum((counts[v] - expected) ** 2 / expected for v in values)
+  freedom = len(values) - 1
+  spread = 2 / (9.0 * freedom)
+  assert chi_square < freedom * (1 - spread + 3.09 * spread ** 0.5) ** 3
+
+
+def of_two_sentences(instances):
+  """Leaves out what is random by rule: chunks of but one sentence.
+
+  Where no sentence reaches the target length alone, that is only a
+  document's last chunk: one of more sentences that got a random B would have
+  left the others for a further chunk.
+
+  Args:
+    instances: those of one document, in order.
+  """
+  if instances and instances[-1].is_random_next:
+    return instances[:-1]
+  return instances
 
 
 @pytest.fixture(scope="module")
@@ -306,16 +354,26 @@ class TestPairs(object):
     assert min(labels.values()) > 80
 
   def test_half_are_random(self):
-    """Long documents: hardly a chunk of one sentence."""
-    instances = all_instances(
-        numbered_documents(8, 3000, 5), rules_for(200000))
-    assert len(instances) > 1000
-    assert_near(sum(i.is_random_next for i in instances), len(instances), 0.5)
+    documents = numbered_documents(8, 16000, 1)
+    rules = rules_for(200000, max_seq_length=13, max_predictions_per_seq=1)
+    chance = random.Random(2).random
+    labels = [i.is_random_next for index in range(len(documents))
+              for i in of_two_sentences(cpd.create_instances_from_document(
+                  documents, index, rules, chance))]
+    assert_near(sum(labels), len(labels), 0.5, tells_from=0.47)
 
-  def test_random_share_on_real_text(self, real_instances):
-    share = sum(i.is_random_next for i in real_instances) / float(
-        len(real_instances))
-    assert 0.48 < share < 0.58
+  def test_half_are_random_on_real_text(self, book_ids, real_rules):
+    rules = real_rules._replace(max_seq_length=320, max_predictions_per_seq=1,
+                                short_seq_prob=0.0)
+    # No sentence may reach the target alone.
+    documents = [d for d in book_ids if max(map(len, d)) < 317]
+    assert len(documents) > 0.9 * len(book_ids)
+    chance = random.Random(3).random
+    labels = [i.is_random_next for _ in range(20)
+              for index in range(len(documents))
+              for i in of_two_sentences(cpd.create_instances_from_document(
+                  documents, index, rules, chance))]
+    assert_near(sum(labels), len(labels), 0.5, tells_from=0.46)
 
   def test_all_text_is_used(self):
     """What a random B displaced begins the next pair: nothing is lost."""
@@ -341,24 +399,62 @@ class TestPairs(object):
         [[[10, 11]], [[12, 13]]], rules_for(20)):
       assert instance.is_random_next
 
-  def test_short_sequences(self):
-    """A tenth of the documents aims at a length drawn evenly from 2 to 125.
+  def first_lengths(self, short_seq_prob, seed):
+    """Returns lengths of documents' first pairs, of sentences of one token.
 
-    With sentences of one token a pair that is really next hits its target.
+    With those a pair that is really next hits its target, 2 to 32.
     """
-    documents = numbered_documents(2000, 126, 1)
-    chance = random.Random(7).random
-    rules = rules_for(400000)
+    documents = numbered_documents(20000, 33, 1)
+    rules = rules_for(1000000, max_seq_length=35, max_predictions_per_seq=1,
+                      short_seq_prob=short_seq_prob)
+    chance = random.Random(seed).random
     lengths = []
     for index in range(len(documents)):
       first = cpd.create_instances_from_document(
           documents, index, rules, chance)[0]
       if not first.is_random_next:
         lengths.append(len(first.input_ids) - 3)
-    short = [length for length in lengths if length < 125]
-    assert len(lengths) > 900
-    assert_near(len(short), len(lengths), 0.1 * 123 / 124)
-    assert 2 <= min(short) and abs(sum(short) / len(short) - 63) < 12
+    return lengths
+
+  def test_a_tenth_is_short(self):
+    lengths = self.first_lengths(0.1, 7)
+    short = sum(length < 32 for length in lengths)
+    # One short target of 31 is 32 again.
+    assert_near(short, len(lengths), 0.1 * 30 / 31,
+                tells_from=0.08 * 30 / 31)
+
+  def test_short_lengths_are_even_from_2(self):
+    lengths = self.first_lengths(1.0, 8)
+    assert_even(collections.Counter(lengths), range(2, 33))
+    assert set(self.first_lengths(0.0, 9)) == {32}
+
+  def test_short_share_on_real_text(self, book_ids, real_rules):
+    """What each document's first pair is, against its odds by hand."""
+    size, half, repeats = 61, 0.5, 12
+    rules = real_rules._replace(max_seq_length=size + 3,
+                                max_predictions_per_seq=1, short_seq_prob=half)
+    documents = [d[i:i + 7] for d in book_ids for i in range(0, len(d), 7)]
+    documents = [d for d in documents if sum(map(len, d)) >= size]
+    expected = variance = found = 0
+    chance = random.Random(10).random
+    for index, document in enumerate(documents):
+      ends = list(itertools.accumulate(map(len, document)))
+      # The chunk of each target, where it shows that the target was short:
+      # below the full size, of two sentences at least.
+      chunks = [min(e for e in ends if e >= target)
+                for target in range(2, size + 1)]
+      odds = 0.5 * half * sum(
+          ends[0] < chunk < size for chunk in chunks) / len(chunks)
+      expected += repeats * odds
+      variance += repeats * odds * (1 - odds)
+      for _ in range(repeats):
+        first = cpd.create_instances_from_document(
+            documents, index, rules, chance)[0]
+        found += not first.is_random_next and len(first.input_ids) < size + 3
+    width = SURE * variance ** 0.5
+    assert abs(found - expected) < width, (found, expected)
+    # A fifth less would have been seen.
+    assert 2 * width < 0.2 * expected, (width, expected)
 
   def test_truncation_at_both_ends(self):
     first, second = list(range(300)), list(range(1000, 1200))
@@ -392,6 +488,31 @@ class TestPairs(object):
         cut_end += tuple(segment[-3:]) not in ends
     assert cut_start > 100 and cut_end > 100
     assert 0.8 < cut_start / float(cut_end) < 1.25
+
+
+class TestCopies(object):
+
+  @pytest.mark.parametrize("factor", [1, 4])
+  def test_dupe_factor_on_real_text(self, book_ids, real_rules, factor):
+    """Each document comes so often, with other masks each time."""
+    config = cpd.DataConfig(**dict(
+        dict.fromkeys(cpd.DataConfig._fields), dupe_factor=factor))
+    create = cpd.create_instances_from_document
+    seen, made = collections.Counter(), []
+
+    def counted(documents, index, rules, chance):
+      instances = create(documents, index, rules, chance)
+      seen[index] += 1
+      made.extend(instances)
+      return instances
+
+    with mock.patch.object(cpd, "create_instances_from_document", counted):
+      payloads = cpd.create_payloads(list(book_ids), config, real_rules, 5)
+    assert seen == {index: factor for index in range(len(book_ids))}
+    assert len(payloads) == len(made) == len(set(payloads))
+    tokens = sum(len(s) for d in book_ids for s in d)
+    # Three quarters of a sequence are new text, the rest comes from elsewhere.
+    assert abs(len(payloads) * 125 * 0.75 / tokens / factor - 1) < 0.15
 
 
 class TestChance(object):

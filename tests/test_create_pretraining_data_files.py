@@ -362,7 +362,9 @@ class TestBadInput(object):
         config._replace(do_lower_case=False))
 
   @pytest.mark.parametrize("name,value,hint", [
-      ("max_seq_length", 4, "give 5 or more"),
+      ("max_seq_length", 4, "give 5 to 8192"),
+      # It would take more memory than there is.
+      ("max_seq_length", 5000000, "give 5 to 8192"),
       ("max_predictions_per_seq", 0, "give 1 to 61"),
       ("max_predictions_per_seq", 62, "give 1 to 61"),
       ("dupe_factor", 0, "give 1 or more"),
@@ -387,6 +389,10 @@ class TestBadInput(object):
     assert "is an input, too" in error_of(
         config._replace(output_file=config.input_file))
     assert "names no file" in error_of(config._replace(output_file=","))
+    settings = config.output_file + ".settings.json"
+    for outputs in (settings, config.output_file + "," + settings):
+      message = error_of(config._replace(output_file=outputs))
+      assert settings in message and "end in .settings.json" in message
     folder = str(tmp_path)
     assert "is a folder" in error_of(
         config._replace(output_file=config.output_file + "," + folder))
@@ -400,6 +406,17 @@ class TestBadInput(object):
     make(config._replace(max_predictions_per_seq=3))
     assert "text.txt is a single document" in caplog.text
     assert "--max_predictions_per_seq=3 caps the masks" in caplog.text
+
+  def test_text_of_another_language(self, config, tmp_path, caplog,
+                                    monkeypatch):
+    monkeypatch.setattr(cpd.LOGGER, "propagate", True)
+    make(config)
+    assert "[UNK]" not in caplog.text
+    write(tmp_path / "text.txt", "w2 \u0416 \u0416\n\n\u0416\n")
+    make(config)
+    assert "75 % of the tokens of" in caplog.text
+    assert "text.txt are [UNK]: is" in caplog.text
+    assert config.vocab_file in caplog.text
 
   def test_unknown_flag(self, root):
     process = subprocess.Popen(

@@ -160,6 +160,21 @@ def test_googles_own_unit_test_passes(monkeypatch):
   bert_oracle.run_googles_tests(optimization_test.OptimizationTest, 1)
 
 
+@pytest.mark.parametrize("warmup", [None, 0])
+def test_no_warmup(warmup):
+  """Google's create_optimizer takes None for it."""
+  with tf.Graph().as_default(), tf.Session() as session:
+    weight = tf.get_variable("w", [], initializer=tf.zeros_initializer())
+    train_op = optimization.create_optimizer(
+        weight * 2.0, 0.5, 10, warmup, False)
+    session.run(tf.global_variables_initializer())
+    session.run(train_op)
+    # Clipped to 1, so m = 0.1 and sqrt(v) = 0.001 ** 0.5; the whole rate.
+    assert session.run(weight) == pytest.approx(
+        -0.5 * 0.1 / (0.001 ** 0.5 + 1e-6), rel=1e-4)
+  assert rates([0, 5], 0.5, 10, warmup) == [0.5, 0.25]
+
+
 def test_no_tpu():
   with tf.Graph().as_default(), pytest.raises(ValueError, match="TPU"):
     optimization.create_optimizer(tf.constant(1.0), 1e-4, 10, 0, use_tpu=True)

@@ -216,9 +216,61 @@ def test_files_without_answers_are_not_scored():
   assert squad_score.score(dataset, {"a": "x"}) is None
 
 
+def changed(**changes):
+  """A v1.1 file of three questions, the second of them changed."""
+  dataset = squad({"a": ["x"], "b": ["y"], "c": ["z"]})
+  dataset["data"][0]["paragraphs"][0]["qas"][1].update(changes)
+  return dataset
+
+
+@pytest.mark.parametrize("dataset, message", [
+    ([], "my.json is not a SQuAD file"),
+    (None, "my.json is not a SQuAD file"),
+    ({"data": 3}, "my.json is not a SQuAD file"),
+    ({"data": {"a": 1}}, "my.json is not a SQuAD file"),
+    ({"data": [{"paragraphs": [{"qas": "abc"}]}]}, "my.json: .*id"),
+    (changed(id=["b"]), "my.json: .*id is missing or not text"),
+    (changed(id=7), "my.json: .*id is missing or not text"),
+    (changed(answers=[{"text": 5}]), "my.json: question b: .*\"text\""),
+    (changed(answers=[{"text": None}]), "my.json: question b: .*\"text\""),
+    (changed(answers=["y"]), "my.json: question b: .*\"text\""),
+    (changed(answers=[{"answer_start": 1}]), "my.json: question b"),
+    (changed(answers=None), "my.json: question b"),
+    (changed(answers={}), "my.json: question b"),
+    (changed(answers=[]), "my.json: question b has no answer"),
+])
+def test_files_that_cannot_be_scored(dataset, message):
+  for call in (lambda: squad_score.check(dataset, "my.json"),
+               lambda: squad_score.score(dataset, {"a": "x"}, name="my.json")):
+    with pytest.raises(UserError, match=message) as caught:
+      call()
+    assert "\n" not in str(caught.value)
+
+
+def test_check():
+  assert squad_score.check(squad({"a": ["x"]}), "n") is True
+  assert squad_score.check(V2_SET, "n") is True
+  assert squad_score.check(squad({"a": []}, "v2.0", {"a"}), "n") is True
+  # Test files.
+  assert squad_score.check(squad({"a": []}), "n") is False
+  assert squad_score.check({"data": []}, "n") is False
+  dataset = changed()
+  del dataset["data"][0]["paragraphs"][0]["qas"][2]["answers"]
+  assert squad_score.check(dataset, "n") is False
+
+
+def test_threshold_line():
+  odds = {"has1": 3.0, "has2": -2.5, "no1": 1.0, "no2": 0.0}
+  scores = squad_score.score(V2_SET, V2_ANSWERS, odds)
+  line = squad_score.threshold_line(scores)
+  assert "\n" not in line and "--null_score_diff_threshold" in line
+  assert "exact 75.00 at -2.5" in line and "f1 75.00 at -2.5" in line
+  assert squad_score.threshold_line(squad_score.score(
+      V2_SET, V2_ANSWERS)) is None
+  assert squad_score.threshold_line({"exact_match": 1.0, "f1": 1.0}) is None
+
+
 @pytest.mark.parametrize("dataset, predictions, odds, message", [
-    ([], {}, None, "not a SQuAD file"),
-    ({"data": 3}, {}, None, "not a SQuAD file"),
     (squad({"a": ["x"]}), ["x"], None, "predictions must be a JSON object"),
     (squad({"a": ["x"]}), {"a": None}, None, "question ids and texts"),
     (squad({"a": ["x"], "b": []}), {"a": "x", "b": "y"}, None,
@@ -226,6 +278,8 @@ def test_files_without_answers_are_not_scored():
     (V2_SET, {"else": "x"}, None, "no question of the dataset has a pred"),
     (V2_SET, V2_ANSWERS, {"has1": 1.0}, "lack 3 questions, has2 the first"),
     (V2_SET, V2_ANSWERS, {"has1": "1"}, "null odds must be a JSON object"),
+    (V2_SET, V2_ANSWERS, {"has1": 1.0, "has2": float("nan"), "no1": 0.0,
+                          "no2": 0}, "null odds of question has2 .* NaN"),
 ])
 def test_bad_input(dataset, predictions, odds, message):
   with pytest.raises(UserError, match=message):
@@ -260,8 +314,9 @@ def test_command_line(root, tmp_path):
 @pytest.mark.parametrize("content, message", [
     (None, "ERROR: dataset: cannot read"),
     ("{", "is not valid JSON"),
+    ("[" * 100000, "is not valid JSON (too deeply nested)"),
     (json.dumps(squad({"a": []})), "has no answers to score against"),
-])
+], ids=["missing", "cut off", "deeply nested", "a test file"])
 def test_command_line_bad_input(root, tmp_path, content, message):
   answers = write(tmp_path / "answers.json", {"a": "x"})
   if content:
@@ -270,3 +325,31 @@ def test_command_line_bad_input(root, tmp_path, content, message):
   assert done.returncode == 1 and done.stdout == ""
   assert message in done.stderr and "data.json" in done.stderr
   assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name, content, option", [
+    ("answers.json", ["x"], None), ("answers.json", {"has1": 5}, None),
+    ("odds.json", {"has1": float("nan")}, "--na_prob_file"),
+    ("odds.json", 7, "--na_prob_file")])
+def test_command_line_names_the_file_at_fault(root, tmp_path, name, content,
+                                              option):
+  dataset = write(tmp_path / "data.json", V2_SET)
+  answers = write(tmp_path / "answers.json", V2_ANSWERS)
+  wrong = write(tmp_path / name, content)
+  done = run(root, tmp_path, dataset, answers,
+             *([option, wrong] if option else []))
+  assert done.returncode == 1 and done.stdout == ""
+  assert name in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", ["", "data.json/out.json"])
+def test_command_line_cannot_write(root, tmp_path, place):
+  dataset = write(tmp_path / "data.json", V2_SET)
+  answers = write(tmp_path / "answers.json", V2_ANSWERS)
+  done = run(root, tmp_path, dataset, answers, "--out_file",
+             str(tmp_path / place))
+  assert done.returncode == 1 and done.stdout == ""
+  assert done.stderr.startswith("ERROR: --out_file: cannot write")
+  assert done.stderr.count("\n") == 1
+  assert sorted(p.name for p in tmp_path.iterdir()) == [
+      "answers.json", "data.json"]

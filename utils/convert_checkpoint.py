@@ -10,7 +10,8 @@ it. DIR then holds what the other side wants: bert_model.ckpt.*,
 bert_config.json, vocab.txt; or model.safetensors, config.json, vocab.txt. The
 numbers are the same bits (16-bit ones are widened to float32). Heads (masked
 LM, next sentence, question answering) go along where they are present; tensors
-that have no counterpart are listed.
+that have no counterpart are listed. Tensors, config and vocabulary that do not
+belong together are refused.
 """
 
 import glob
@@ -27,13 +28,19 @@ from absl import flags
 import numpy as np
 import safetensors
 import safetensors.numpy
+
+# Before TensorFlow, which it keeps quiet.
+from utils import stack
 import tensorflow.compat.v1 as tf
 
+import modeling
+import tokenization
 from utils import checkpoints
 from utils import errors
 from utils import files
-from utils import stack
+from utils import logs
 from utils.errors import UserError
+from utils.logs import LOGGER
 
 FLAGS = flags.FLAGS
 
@@ -66,9 +73,16 @@ _HEADS = (
     ("cls/seq_relationship/output_bias", "cls.seq_relationship.bias", False),
     ("cls/squad/output_weights", "qa_outputs.weight", False),
     ("cls/squad/output_bias", "qa_outputs.bias", False))
-# Copies of other tensors, and buffers.
-_IGNORED_HF = re.compile(r"(^|\.)position_ids$|(^|\.)token_type_ids$|"
-                         r"^cls\.predictions\.decoder\.(weight|bias)$")
+# Whole or not there at all; but for these two, which must be there.
+_ENCODER = ("bert/embeddings", "bert/encoder")
+# Buffers.
+_IGNORED_HF = re.compile(r"(^|\.)position_ids$|(^|\.)token_type_ids$")
+# The same memory under a second name: copy, original, what messages call it.
+_COPIES_HF = (
+    ("cls.predictions.decoder.weight", "embeddings.word_embeddings.weight",
+     "the word embeddings"),
+    ("cls.predictions.decoder.bias", "cls.predictions.bias",
+     "cls.predictions.bias"))
 _IGNORED_TF = re.compile(r"/adam_[mv]$|^global_step$|^records_consumed$")
 
 
@@ -102,6 +116,31 @@ def name_table(num_layers):
   return rows + list(_HEADS)
 
 
+def shape_of(name, config):
+  """Returns the shape (list of int) of the TF variable `name`.
+
+  Args:
+    name: one of `name_table`'s TF names.
+    config: dict of sizes.
+  """
+  hidden, inner = config["hidden_size"], config["intermediate_size"]
+  kind = name.rsplit("/", 1)[-1]
+  if name == "cls/predictions/output_bias":
+    return [config["vocab_size"]]
+  if "/intermediate/" in name:
+    return [hidden, inner] if kind == "kernel" else [inner]
+  if re.search(r"layer_\d+/output/dense/kernel$", name):
+    return [inner, hidden]
+  return {
+      "word_embeddings": [config["vocab_size"], hidden],
+      "position_embeddings": [config["max_position_embeddings"], hidden],
+      "token_type_embeddings": [config["type_vocab_size"], hidden],
+      "kernel": [hidden, hidden],
+      "output_weights": [2, hidden],
+      "output_bias": [2],
+  }.get(kind, [hidden])
+
+
 # Reading and writing either format ------------------------------------------
 
 
@@ -123,7 +162,7 @@ def read_safetensors(folder):
   """Returns {name: float32 array} of a folder's *.safetensors files.
 
   Names lose a leading "bert."; the older LayerNorm.gamma and .beta get their
-  present names; ignored tensors are left out.
+  present names; buffers and copies are left out.
 
   Raises:
     UserError: if there is no such file, or one is broken.
@@ -142,13 +181,31 @@ def read_safetensors(folder):
       name = re.sub(r"^bert\.", "", name)
       name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
       name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
-      if not _IGNORED_HF.search(name):
-        tensors[name] = _as_float32(name, info)
+      if _IGNORED_HF.search(name):
+        continue
+      if name in tensors:
+        raise UserError("--input: %s has the tensor %s twice (under two names "
+                        "or in two files)" % (folder, name))
+      tensors[name] = _as_float32(name, info)
+  _drop_copies(tensors, folder)
   return tensors
+
+
+def _drop_copies(tensors, folder):
+  for copy, original, what in _COPIES_HF:
+    if copy not in tensors:
+      continue
+    value = tensors.pop(copy)
+    # A file may hold either name.
+    if not np.array_equal(tensors.setdefault(original, value), value):
+      raise UserError("--input: %s: %s is not a copy of %s: BERT's masked-LM "
+                      "head shares it, so this model cannot be converted"
+                      % (folder, copy, what))
 
 
 def read_checkpoint(prefix):
   """Returns {name: array} of a TF checkpoint, without slots and counters."""
+  checkpoints.verify(prefix)
   reader = tf.train.load_checkpoint(prefix)
   return {name: reader.get_tensor(name)
           for name in sorted(reader.get_variable_to_shape_map())
@@ -172,114 +229,215 @@ def write_checkpoint(prefix, arrays):
 # Conversion -----------------------------------------------------------------
 
 
-def rename(arrays, num_layers, to_tf):
+def _part(tf_name):
+  return "/".join(tf_name.split("/")[:2])
+
+
+def _check_names(arrays, sources, num_layers, place):
+  """Raises UserError if tensors are missing, or are of further layers.
+
+  Args:
+    arrays: {name: array}.
+    sources: {TF name: name in `arrays`} of all that has a counterpart.
+    num_layers: int, what the config says.
+    place: where the arrays are from.
+  """
+  needed = set(_ENCODER).union(
+      _part(name) for name, source in sources.items() if source in arrays)
+  missing = [source for name, source in sources.items()
+             if source not in arrays and _part(name) in needed]
+  if missing:
+    raise UserError("--input: %s lacks %d tensors: %s: is it a whole BERT?"
+                    % (place, len(missing), ", ".join(missing[:5])))
+  for name in sorted(set(arrays) - set(sources.values())):
+    if re.match(r"(bert/)?encoder[/.]layer", name):
+      raise UserError("--input: %s holds %s, but its config's "
+                      "num_hidden_layers is %d: they do not belong together"
+                      % (place, name, num_layers))
+
+
+def rename(arrays, config, to_tf, place):
   """Renames and transposes arrays from one side to the other.
 
   Args:
     arrays: {name: array}.
-    num_layers: int.
+    config: dict of sizes.
     to_tf: bool, the direction.
+    place: where the arrays are from, for messages.
 
   Returns:
-    ({name: array}, names without a counterpart, body names that are missing);
-    the missing ones are of the encoder itself, without pooler and heads.
-  """
-  renamed, missing = {}, []
-  known = set()
-  for tf_name, hf_name, transposed in name_table(num_layers):
-    source, target = (hf_name, tf_name) if to_tf else (tf_name, hf_name)
-    known.add(source)
-    if source in arrays:
-      array = arrays[source].T if transposed else arrays[source]
-      renamed[target] = np.ascontiguousarray(array)
-    elif tf_name.startswith(("bert/embeddings", "bert/encoder")):
-      missing.append(source)
-  return renamed, sorted(set(arrays) - known), missing
-
-
-def config_to_tf(config):
-  """Returns Google's bert_config from a Hugging Face config, both dicts.
+    ({name: array}, names without a counterpart).
 
   Raises:
-    UserError: if this encoder cannot compute what the config asks for.
+    UserError: if arrays are missing, or do not belong to the config.
   """
+  rows = name_table(config["num_hidden_layers"])
+  sources = {row[0]: row[1] if to_tf else row[0] for row in rows}
+  _check_names(arrays, sources, config["num_hidden_layers"], place)
+  renamed = {}
+  for tf_name, hf_name, transposed in rows:
+    source = sources[tf_name]
+    if source not in arrays:
+      continue
+    array, wanted = arrays[source], shape_of(tf_name, config)
+    if transposed and to_tf:
+      wanted = wanted[::-1]
+    if list(array.shape) != wanted:
+      raise UserError("--input: %s: %s has shape %s where the config wants %s: "
+                      "they do not belong together"
+                      % (place, source, list(array.shape), wanted))
+    renamed[tf_name if to_tf else hf_name] = np.ascontiguousarray(
+        array.T if transposed else array)
+  return renamed, sorted(set(arrays) - set(sources.values()))
+
+
+def _read_config(path, flag):
+  """Returns the dict of a config that has all sizes and rates."""
+  config = files.read_json(path, "--" + flag)
+  if not isinstance(config, dict):
+    raise UserError("--%s: %s does not hold a JSON object" % (flag, path))
+  missing = [key for key in _CONFIG_KEYS if key not in config]
+  if missing:
+    raise UserError("--%s: %s lacks %s" % (flag, path, ", ".join(missing)))
+  return config
+
+
+def _convert_config(config, activations, path):
+  """Returns the sizes and rates, the activation under its other name."""
+  result = {key: config[key] for key in _CONFIG_KEYS}
+  act = config["hidden_act"]
+  if not isinstance(act, str) or act not in activations:
+    raise UserError("%s: hidden_act %r has no counterpart" % (path, act))
+  fault = modeling.BertConfig.from_dict(
+      dict(result, hidden_act="gelu")).fault()
+  if fault:
+    raise UserError("%s: %s" % (path, fault))
+  result["hidden_act"] = activations[act]
+  return result
+
+
+def config_to_tf(path):
+  """Returns Google's bert_config (dict) from a Hugging Face config.json.
+
+  Raises:
+    UserError: if it is none, or the encoder cannot compute what it asks for.
+  """
+  config = _read_config(path, "input")
   fixed = (("model_type", "bert"), ("position_embedding_type", "absolute"),
-           ("layer_norm_eps", 1e-12))
+           ("layer_norm_eps", 1e-12), ("is_decoder", False))
   for key, value in fixed:
     if config.get(key, value) != value:
-      raise UserError("config.json: %s is %r; only %r can be converted"
-                      % (key, config[key], value))
-  missing = [key for key in _CONFIG_KEYS if key not in config]
-  if missing:
-    raise UserError("config.json lacks %s" % ", ".join(missing))
-  result = {key: config[key] for key in _CONFIG_KEYS}
-  if config["hidden_act"] not in _ACT_TO_TF:
-    raise UserError("config.json: hidden_act %r has no counterpart"
-                    % config["hidden_act"])
-  result["hidden_act"] = _ACT_TO_TF[config["hidden_act"]]
-  return result
+      raise UserError("%s: %s is %r; only %r can be converted"
+                      % (path, key, config[key], value))
+  return _convert_config(config, _ACT_TO_TF, path)
 
 
-def config_to_hf(config, heads):
-  """Returns a Hugging Face config from Google's; `heads` are HF names."""
-  missing = [key for key in _CONFIG_KEYS if key not in config]
-  if missing:
-    raise UserError("bert_config.json lacks %s" % ", ".join(missing))
-  if config["hidden_act"] not in _ACT_TO_HF:
-    raise UserError("bert_config.json: hidden_act %r has no counterpart"
-                    % config["hidden_act"])
-  architecture = "BertModel"
+def config_to_hf(path):
+  """Returns a Hugging Face config (dict) from Google's bert_config.json.
+
+  Raises:
+    UserError: if it is none.
+  """
+  config = _read_config(path, "bert_config_file")
+  return dict(_convert_config(config, _ACT_TO_HF, path), model_type="bert",
+              layer_norm_eps=1e-12, position_embedding_type="absolute",
+              pad_token_id=0)
+
+
+def _architecture(heads):
+  """Returns Hugging Face's name of the model with these head tensors."""
   if any(name.startswith("qa_outputs") for name in heads):
-    architecture = "BertForQuestionAnswering"
-  elif heads:
-    architecture = "BertForPreTraining"
-  result = {key: config[key] for key in _CONFIG_KEYS}
-  result.update(hidden_act=_ACT_TO_HF[config["hidden_act"]],
-                model_type="bert", architectures=[architecture],
-                layer_norm_eps=1e-12, position_embedding_type="absolute",
-                pad_token_id=0)
-  return result
+    return "BertForQuestionAnswering"
+  return "BertForPreTraining" if heads else "BertModel"
 
 
-def _vocabulary(folder):
-  """Returns the lines of a Hugging Face folder's vocabulary, in id order."""
+# Vocabularies ---------------------------------------------------------------
+
+
+def _pieces_of_tokenizer(path):
+  """Returns the tokens of a tokenizer.json in the order of their ids.
+
+  Raises:
+    UserError: if they cannot be the lines of a vocabulary.
+  """
+  content = files.read_json(path, "--input")
+  model = content.get("model") if isinstance(content, dict) else None
+  ids = model.get("vocab") if isinstance(model, dict) else None
+  if (not ids or not isinstance(ids, dict)
+      or model.get("type", "WordPiece") != "WordPiece"):
+    raise UserError("--input: %s holds no WordPiece vocabulary" % path)
+  by_id = {}
+  for piece, index in ids.items():
+    if not isinstance(index, int) or isinstance(index, bool):
+      raise UserError("--input: %s: the id of %r is %r: a whole number is "
+                      "wanted" % (path, piece, index))
+    if index in by_id:
+      raise UserError("--input: %s: %s and %s have the same id %d"
+                      % (path, by_id[index], piece, index))
+    if not piece or piece != piece.strip() or "\n" in piece:
+      raise UserError("--input: %s: the token %r cannot be a line of vocab.txt"
+                      % (path, piece))
+    by_id[index] = piece
+  for index in range(len(by_id)):
+    if index not in by_id:
+      raise UserError("--input: %s: no token has the id %d, though there are "
+                      "%d: a vocabulary has no gaps"
+                      % (path, index, len(by_id)))
+  return [by_id[index] for index in range(len(by_id))]
+
+
+def _vocabulary(folder, config):
+  """Returns the vocabulary of a Hugging Face folder as bytes of vocab.txt."""
   path = os.path.join(folder, "vocab.txt")
   if os.path.exists(path):
-    with open(path, encoding="utf-8", newline="\n") as stream:
-      return stream.read()
+    return read_vocab(path, config)
   path = os.path.join(folder, "tokenizer.json")
   if not os.path.exists(path):
     raise UserError("--input: neither vocab.txt nor tokenizer.json in %s"
                     % folder)
-  ids = files.read_json(path, "--input").get("model", {}).get("vocab")
-  if not isinstance(ids, dict):
-    raise UserError("--input: %s holds no WordPiece vocabulary" % path)
-  return "".join("%s\n" % piece for piece in sorted(ids, key=ids.get))
+  pieces = _pieces_of_tokenizer(path)
+  _check_size(pieces, config, path)
+  return "".join("%s\n" % piece for piece in pieces).encode("utf-8")
 
 
-def _require_whole(missing, what):
-  if missing:
-    raise UserError("--input: %s lacks %d tensors of the encoder: %s"
-                    % (what, len(missing), ", ".join(missing[:5])))
+def read_vocab(path, config):
+  """Returns the bytes of a vocabulary that suits a config (dict)."""
+  _check_size(tokenization.load_vocab(path), config, path)
+  with open(path, "rb") as stream:
+    return stream.read()
+
+
+def _check_size(tokens, config, path):
+  """Raises UserError unless every row of the word table has a token.
+
+  But for padding: tables are often padded to a multiple of 8.
+  """
+  rows, spare = config["vocab_size"], config["vocab_size"] - len(tokens)
+  if not spare:
+    return
+  if not 0 < spare < 1024 or rows % 8:
+    raise UserError("%s has %d tokens, but vocab_size is %d: they do not "
+                    "belong together" % (path, len(tokens), rows))
+  LOGGER.warning("%s has %d tokens for %d rows of the word table: the last %d "
+                 "are taken for padding", path, len(tokens), rows, spare)
+
+
+# ----------------------------------------------------------------------------
 
 
 def to_tf(folder, output_dir):
   """Converts a Hugging Face folder; returns (written names, left-out names).
 
   Raises:
-    UserError: if the folder does not hold a whole BERT encoder.
+    UserError: if the folder does not hold a whole BERT encoder, or its parts
+      do not belong together.
   """
-  config = config_to_tf(files.read_json(
-      os.path.join(folder, "config.json"), "--input"))
-  vocabulary = _vocabulary(folder)
-  arrays, unknown, missing = rename(
-      read_safetensors(folder), config["num_hidden_layers"], to_tf=True)
-  _require_whole(missing, folder)
+  config = config_to_tf(os.path.join(folder, "config.json"))
+  vocabulary = _vocabulary(folder, config)
+  arrays, unknown = rename(read_safetensors(folder), config, True, folder)
   write_checkpoint(os.path.join(output_dir, CHECKPOINT_NAME), arrays)
   files.write_json(os.path.join(output_dir, "bert_config.json"), config)
-  with files.atomic_write(os.path.join(output_dir, "vocab.txt"),
-                          binary=True) as stream:
-    stream.write(vocabulary.encode("utf-8"))
+  _write(output_dir, "vocab.txt", vocabulary)
   return sorted(arrays), unknown
 
 
@@ -290,31 +448,45 @@ def to_safetensors(prefix, output_dir, config_file, vocab_file):
   have ("bert." before the encoder's), one without those of its BertModel.
 
   Raises:
-    UserError: if the checkpoint does not hold a whole BERT encoder.
+    UserError: if the checkpoint does not hold a whole BERT encoder, or does
+      not belong to the config or vocabulary.
   """
-  config = files.read_json(config_file, "--bert_config_file")
-  num_layers = config.get("num_hidden_layers", 0)
-  arrays, unknown, missing = rename(
-      read_checkpoint(prefix), num_layers, to_tf=False)
-  _require_whole(missing, prefix)
+  config = config_to_hf(config_file)
+  vocabulary = read_vocab(vocab_file, config)
+  arrays, unknown = rename(read_checkpoint(prefix), config, False, prefix)
   heads = [name for name in arrays if name.startswith(("cls.", "qa_outputs"))]
-  config = config_to_hf(config, heads)
   if heads:
     arrays = {name if name in heads else "bert." + name: array
               for name, array in arrays.items()}
-  content = safetensors.numpy.save(arrays, metadata={"format": "pt"})
-  with files.atomic_write(os.path.join(output_dir, "model.safetensors"),
-                          binary=True) as stream:
-    stream.write(content)
+  config["architectures"] = [_architecture(heads)]
+  _write(output_dir, "model.safetensors",
+         safetensors.numpy.save(arrays, metadata={"format": "pt"}))
   files.write_json(os.path.join(output_dir, "config.json"), config)
-  with open(vocab_file, "rb") as source, files.atomic_write(
-      os.path.join(output_dir, "vocab.txt"), binary=True) as stream:
-    stream.write(source.read())
+  _write(output_dir, "vocab.txt", vocabulary)
   return sorted(arrays), unknown
 
 
+def _write(folder, name, content):
+  with files.atomic_write(os.path.join(folder, name), binary=True) as stream:
+    stream.write(content)
+
+
+def define_flags():
+  """Declares the command line."""
+  flags.DEFINE_enum("to", "tf", ["tf", "safetensors"], "What to make.")
+  flags.DEFINE_string("input", None, "Hugging Face folder; or checkpoint "
+                      "prefix or folder.")
+  flags.DEFINE_string("output_dir", None, "Folder for the result.")
+  flags.DEFINE_string("bert_config_file", None, "For --to=safetensors; by "
+                      "default bert_config.json beside the checkpoint.")
+  flags.DEFINE_string("vocab_file", None, "For --to=safetensors; by default "
+                      "vocab.txt beside the checkpoint.")
+
+
 def main(_):
+  """Runs what the flags ask for."""
   stack.configure()
+  logs.set_up()
   if FLAGS.to == "tf":
     if not FLAGS.input or not os.path.isdir(FLAGS.input):
       raise UserError("--input: no such folder: %s" % FLAGS.input)
@@ -337,12 +509,5 @@ def main(_):
 
 
 if __name__ == "__main__":
-  flags.DEFINE_enum("to", "tf", ["tf", "safetensors"], "What to make.")
-  flags.DEFINE_string("input", None, "Hugging Face folder; or checkpoint "
-                      "prefix or folder.")
-  flags.DEFINE_string("output_dir", None, "Folder for the result.")
-  flags.DEFINE_string("bert_config_file", None, "For --to=safetensors; by "
-                      "default bert_config.json beside the checkpoint.")
-  flags.DEFINE_string("vocab_file", None, "For --to=safetensors; by default "
-                      "vocab.txt beside the checkpoint.")
+  define_flags()
   errors.run_main(main)

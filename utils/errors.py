@@ -1,11 +1,12 @@
-"""Mistakes that a user can mend, told in one line instead of a traceback."""
+"""Mistakes that a user can mend, told in one line instead of a traceback.
+
+Imports the standard library alone: the tokenizer and the scorer, which a
+serving client takes along, need it. absl comes with `run_main`.
+"""
 
 import errno
 import logging
 import sys
-
-from absl import app
-from absl import flags
 
 
 class UserError(Exception):
@@ -30,6 +31,7 @@ def disk_full(error):
 
 
 def _parse(argv):
+  from absl import flags  # pylint: disable=g-import-not-at-top
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
@@ -75,6 +77,8 @@ def run_main(main):
   Args:
     main: function of the remaining command-line arguments.
   """
+  from absl import app  # pylint: disable=g-import-not-at-top
+
   def guarded(argv):
     if len(argv) > 1:
       fail("unexpected argument %r: flags are written --name=value (see %s "

@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 
+from utils import errors
 from utils.errors import UserError
 
 
@@ -62,6 +63,21 @@ def require_output_dir(path, flag):
     raise UserError("--%s: cannot write to %s (%s)"
                     % (flag, path, error.strerror))
   return path
+
+
+@contextlib.contextmanager
+def writing(path, flag):
+  """Turns what keeps the block from writing `path` into a UserError.
+
+  A full disk stays what it is: it has a line of its own.
+  """
+  try:
+    yield
+  except OSError as error:
+    if errors.disk_full(error):
+      raise
+    raise UserError("--%s: cannot write %s (%s)"
+                    % (flag, path, error.strerror or error))
 
 
 @contextlib.contextmanager
@@ -119,6 +135,9 @@ def read_json(path, what):
     raise UserError("%s: cannot read %s (%s)" % (what, path, error.strerror))
   except ValueError as error:
     raise UserError("%s: %s is not valid JSON (%s)" % (what, path, error))
+  except RecursionError:
+    raise UserError("%s: %s is not valid JSON (too deeply nested)"
+                    % (what, path))
 
 
 def write_json(path, value):

@@ -15,6 +15,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 from utils import errors
+from utils import files
 from utils import metrics
 from utils.errors import UserError
 
@@ -28,31 +29,66 @@ def training_rows(folder):
   if not os.path.exists(path):
     raise UserError("%s: no metrics.jsonl in it: name the folder of a run"
                     % folder)
-  rows = [r for r in metrics.read_metrics(path) if r["kind"] == "train"]
+  try:
+    rows = metrics.read_metrics(path)
+  except UnicodeDecodeError:
+    raise UserError("%s is not text: name the folder of a run" % path)
+  for row in rows:
+    if not isinstance(row, dict):
+      raise UserError("%s: the row %.50r is not a JSON object: name the "
+                      "folder of a run" % (path, row))
+  rows = [row for row in rows if row.get("kind") == "train"]
   if not rows:
     raise UserError("%s has no training rows yet" % path)
   return rows
 
 
+def points_of(folder, rows, tag):
+  """Returns [(step, value)] of a tag; UserError if it has none."""
+  points = []
+  for row in rows:
+    if not isinstance(row.get("step"), int):
+      raise UserError("%s/metrics.jsonl: a training row has no step: %.80r"
+                      % (folder, row))
+    if tag not in row:
+      continue
+    if not isinstance(row[tag], (int, float)):
+      raise UserError("%s/metrics.jsonl: %s of step %d is no number: %.50r"
+                      % (folder, tag, row["step"], row[tag]))
+    points.append((row["step"], row[tag]))
+  if not points:
+    raise UserError("%s has no %s: see --tags" % (folder, tag))
+  return points
+
+
 def draw(folders, tags, output):
-  """Writes a PNG with one panel a tag and one line a run."""
-  runs = [(os.path.basename(os.path.normpath(f)), training_rows(f))
-          for f in folders]
+  """Writes a picture with one panel a tag and one line a run."""
+  runs = [(folder, training_rows(folder)) for folder in folders]
   figure, panels = pyplot.subplots(
       1, len(tags), figsize=(5.2 * len(tags), 3.6), squeeze=False)
   for panel, tag in zip(panels[0], tags):
-    for name, rows in runs:
-      points = [(row["step"], row[tag]) for row in rows if tag in row]
-      if not points:
-        raise UserError("%s has no %s" % (name, tag))
-      panel.plot(*zip(*points), label=name)
+    for folder, rows in runs:
+      panel.plot(*zip(*points_of(folder, rows, tag)),
+                 label=os.path.basename(os.path.normpath(folder)))
     panel.set_xlabel("optimizer step")
     panel.set_ylabel(LABELS.get(tag, tag.replace("_", " ")))
     panel.grid(alpha=0.3)
     if len(runs) > 1:
       panel.legend()
   figure.tight_layout()
-  figure.savefig(output, dpi=110)
+  _save(figure, output)
+
+
+def _save(figure, output):
+  """Writes the picture, whole or not at all; its name says the format."""
+  kind = os.path.splitext(output)[1][1:].lower() or "png"
+  known = figure.canvas.get_supported_filetypes()
+  if kind not in known:
+    raise UserError("--output: no format is known for %s: end its name in "
+                    "one of %s" % (output, ", ".join(sorted(known))))
+  with files.writing(output, "output"):
+    with files.atomic_write(output, binary=True) as stream:
+      figure.savefig(stream, format=kind, dpi=110)
 
 
 def main(argv=None):

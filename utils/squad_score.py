@@ -10,6 +10,7 @@ odds, the best thresholds for v2.0.
 import argparse
 import collections
 import json
+import math
 import os
 import re
 import string
@@ -63,18 +64,6 @@ def f1_score(prediction, truth, version_2=False):
   return 2 * precision * recall / (precision + recall)
 
 
-def _questions(dataset, name):
-  """Returns [(id, list of answer texts)] of a parsed SQuAD file."""
-  try:
-    return [(qa["id"], [answer["text"] for answer in qa["answers"]])
-            for article in dataset["data"]
-            for paragraph in article["paragraphs"]
-            for qa in paragraph["qas"]]
-  except (KeyError, TypeError) as error:
-    raise UserError("%s is not a SQuAD file with answers (at %s)"
-                    % (name, error))
-
-
 def _each_question(dataset):
   for article in dataset["data"]:
     for paragraph in article["paragraphs"]:
@@ -82,17 +71,62 @@ def _each_question(dataset):
         yield qa
 
 
-def has_answers(dataset):
-  """Says whether a parsed SQuAD file can be scored against.
+def _questions(dataset, name):
+  """Returns [(id, list of answer texts)] of a parsed SQuAD file.
+
+  The list is None for a question without "answers".
+
+  Raises:
+    UserError: if the file, or a question of it, is not of that form.
+  """
+  try:
+    return [_question(qa, name) for qa in _each_question(dataset)]
+  except (KeyError, TypeError) as error:
+    raise UserError("%s is not a SQuAD file (at %s)" % (name, error))
+
+
+def _question(qa, name):
+  if not isinstance(qa, dict) or not isinstance(qa.get("id"), str):
+    raise UserError("%s: a question's id is missing or not text: %.100r: mend "
+                    "or remove it" % (name, qa))
+  if "answers" not in qa:
+    return qa["id"], None
+  answers = qa["answers"]
+  if not isinstance(answers, list) or not all(
+      isinstance(answer, dict) and isinstance(answer.get("text"), str)
+      for answer in answers):
+    raise UserError("%s: question %s: its \"answers\" are not a list of "
+                    "objects with a \"text\" each: mend or remove it"
+                    % (name, qa["id"]))
+  return qa["id"], [answer["text"] for answer in answers]
+
+
+def check(dataset, name="the dataset", version=None):
+  """Says whether a parsed SQuAD file has answers to score against.
 
   Test files come without "answers", or with none in any question.
+
+  Args:
+    dataset: the file's JSON value.
+    name: what messages call it.
+    version: "1.1" or "2.0"; None detects it.
+
+  Raises:
+    UserError: if it is not a SQuAD file, or cannot be scored.
   """
-  every = True
-  found = False
-  for qa in _each_question(dataset):
-    every = every and "answers" in qa
-    found = found or bool(qa.get("answers")) or bool(qa.get("is_impossible"))
-  return every and found
+  questions = _questions(dataset, name)
+  if any(truths is None for _, truths in questions):
+    return False
+  if not any(truths for _, truths in questions) and not any(
+      qa.get("is_impossible") for qa in _each_question(dataset)):
+    return False
+  if (version or detect_version(dataset)) == "1.1":
+    for qas_id, truths in questions:
+      if not truths:
+        raise UserError(
+            "%s: question %s has no answer, as only SQuAD v2.0 may: mend it, "
+            "or give the file \"version\": \"v2.0\"" % (name, qas_id))
+  return True
 
 
 def detect_version(dataset):
@@ -126,7 +160,7 @@ def score_v1(questions, predictions):
   """Scores SQuAD v1.1: each answer against the best of the true ones.
 
   Args:
-    questions: list of (id, list of answer texts).
+    questions: list of (id, list of answer texts, at least one).
     predictions: {id: text}. A question without one scores 0, with a line.
 
   Returns:
@@ -137,9 +171,6 @@ def score_v1(questions, predictions):
     if qas_id not in predictions:
       _warn("Unanswered question %s will receive score 0." % qas_id)
       continue
-    if not truths:
-      raise UserError("question %s has no answer: is this a SQuAD v2.0 file? "
-                      "Score it as version 2.0" % qas_id)
     answer = predictions[qas_id]
     exact.append(max(exact_score(answer, truth) for truth in truths))
     f1.append(max(f1_score(answer, truth) for truth in truths))
@@ -270,6 +301,10 @@ def _check_mapping(value, kinds, what):
       for v in value.values()):
     raise UserError("%s must be a JSON object of question ids and %s"
                     % (what, "texts" if kinds is str else "numbers"))
+  for qas_id, number in value.items():
+    if isinstance(number, float) and math.isnan(number):
+      raise UserError("%s of question %s is NaN: predict again"
+                      % (what, qas_id))
 
 
 def score(dataset, predictions, null_odds=None, version=None,
@@ -291,11 +326,7 @@ def score(dataset, predictions, null_odds=None, version=None,
   Raises:
     UserError: if one of the inputs is not what it should be.
   """
-  try:
-    scorable = has_answers(dataset)
-  except (KeyError, TypeError, AttributeError) as error:
-    raise UserError("%s is not a SQuAD file (at %s)" % (name, error))
-  if not scorable:
+  if not check(dataset, name, version):
     return None
   _check_mapping(predictions, str, "the predictions")
   questions = _questions(dataset, name)
@@ -304,6 +335,21 @@ def score(dataset, predictions, null_odds=None, version=None,
   if null_odds is not None:
     _check_mapping(null_odds, (int, float), "the null odds")
   return score_v2(questions, predictions, null_odds, na_prob_thresh)
+
+
+def threshold_line(scores):
+  """Returns a log line on the best v2.0 thresholds; None if there are none.
+
+  Args:
+    scores: what `score` returned.
+  """
+  if "best_exact" not in scores:
+    return None
+  return ("best null thresholds: exact %.2f at %s, f1 %.2f at %s (see "
+          "--null_score_diff_threshold)" % tuple(
+              scores[name] for name in (
+                  "best_exact", "best_exact_thresh", "best_f1",
+                  "best_f1_thresh")))
 
 
 def final_line(scores):
@@ -337,15 +383,19 @@ def main(argv=None):
   options = _parse_arguments(argv)
   dataset = files.read_json(options.dataset, "dataset")
   predictions = files.read_json(options.predictions, "predictions")
+  _check_mapping(predictions, str, "predictions: " + options.predictions)
   null_odds = None
   if options.na_prob_file:
     null_odds = files.read_json(options.na_prob_file, "--na_prob_file")
+    _check_mapping(null_odds, (int, float),
+                   "--na_prob_file: " + options.na_prob_file)
   scores = score(dataset, predictions, null_odds, options.version,
                  options.na_prob_thresh, options.dataset)
   if scores is None:
     raise UserError("%s has no answers to score against" % options.dataset)
   if options.out_file:
-    files.write_json(options.out_file, scores)
+    with files.writing(options.out_file, "out_file"):
+      files.write_json(options.out_file, scores)
   print(json.dumps(scores))
 
 
