@@ -6,11 +6,15 @@ moment, the same command goes on from the last checkpoint and ends with the
 weights of an undisturbed run.
 """
 
+import itertools
 import os
 from typing import NamedTuple
 from typing import Optional
 
 from absl import flags
+
+# Before TensorFlow, which it keeps quiet.
+from utils import stack
 import tensorflow.compat.v1 as tf
 
 import modeling
@@ -22,7 +26,6 @@ from utils import records
 from utils import run_folder
 from utils import runner_flags
 from utils import session
-from utils import stack
 from utils import training
 from utils.errors import run_main
 from utils.errors import UserError
@@ -83,9 +86,8 @@ def define_flags():
 def config_from_flags():
   """Returns the validated PretrainingConfig of the command line."""
   values = flags.FLAGS.flag_values_dict()
-  config = PretrainingConfig(
-      **{name: values[name] for name in PretrainingConfig._fields})
-  runner_flags.check_common(config)
+  config = runner_flags.checked(PretrainingConfig(
+      **{name: values[name] for name in PretrainingConfig._fields}))
   if not config.do_train and not config.do_eval:
     raise UserError("nothing to do: give --do_train, --do_eval or both")
   if config.do_train:
@@ -240,51 +242,75 @@ def eval_metrics(mlm, nsp):
   return named
 
 
-def feature_spec(max_seq_length, max_predictions_per_seq):
-  """Returns the records' features for tf.io.parse_example."""
-  def ints(size):
-    return tf.FixedLenFeature([size], tf.int64)
-  return {
-      "input_ids": ints(max_seq_length),
-      "input_mask": ints(max_seq_length),
-      "segment_ids": ints(max_seq_length),
-      "masked_lm_positions": ints(max_predictions_per_seq),
-      "masked_lm_ids": ints(max_predictions_per_seq),
-      "masked_lm_weights": tf.FixedLenFeature(
-          [max_predictions_per_seq], tf.float32),
-      "next_sentence_labels": ints(1),
-  }
+def features_of(config, bert_config):
+  """Returns what the run's records hold; see `records.features_of`."""
+  return records.features_of(
+      config.max_seq_length, config.max_predictions_per_seq,
+      bert_config.vocab_size, bert_config.type_vocab_size)
 
 
-def input_fn(source, config, batch_size):
-  """Returns the dataset of parsed batches of serialized records.
+def parse(serialized, features):
+  """Returns the tensors of serialized records, int32 but for the weights.
+
+  Values out of bounds are an error of the graph. Left to the model they would
+  not be one everywhere: on a GPU a gather gives zeros for an id that the table
+  lacks.
 
   Args:
-    source: `input_pipeline.Source` of lists of bytes.
-    config: PretrainingConfig.
+    serialized: string tensor [batch].
+    features: dict of `records.features_of`.
+  """
+  parsed = tf.io.parse_example(serialized, {
+      name: tf.FixedLenFeature([size], tf.float32 if name.endswith("_weights")
+                               else tf.int64)
+      for name, (size, _) in features.items()})
+  usable = tf.reduce_all(tf.stack([
+      tf.reduce_all((parsed[name] >= 0) & (parsed[name] < bound))
+      for name, (_, bound) in features.items()]))
+  with tf.control_dependencies([tf.debugging.Assert(usable, ["bad record"])]):
+    return {name: tf.cast(value, tf.int32) if value.dtype == tf.int64
+                  else tf.identity(value) for name, value in parsed.items()}
+
+
+def inspector(features):
+  """Returns the function that tells what is wrong with a batch of records."""
+  def inspect(batch):
+    for payload, path in zip(*batch):
+      records.check_record(payload, features, path)
+  return inspect
+
+
+def input_fn(source, features, batch_size):
+  """Returns the dataset of parsed batches.
+
+  Args:
+    source: `input_pipeline.Source` of `_in_batches`.
+    features: dict of `records.features_of`.
     batch_size: records a batch, or None if the last one may be smaller.
   """
-  spec = feature_spec(config.max_seq_length, config.max_predictions_per_seq)
-
-  def parse(serialized):
-    parsed = tf.io.parse_example(serialized, spec)
-    return {name: tf.cast(value, tf.int32) if value.dtype == tf.int64
-                  else value for name, value in parsed.items()}
-
+  shape = tf.TensorShape([batch_size])
   batches = tf.data.Dataset.from_generator(
-      source, tf.string, tf.TensorShape([batch_size]))
-  return batches.map(parse).prefetch(input_pipeline.PREFETCH)
+      source, (tf.string, tf.string), (shape, shape))
+  return batches.map(lambda serialized, unused_paths: parse(
+      serialized, features)).prefetch(input_pipeline.PREFETCH)
 
 
-def _in_batches(payloads, batch_size):
-  batch = []
-  for payload in payloads:
-    batch.append(payload)
-    if len(batch) == batch_size:
-      yield batch
-      batch = []
-  if batch:
-    yield batch
+def _read(path, skip=0):
+  """Yields (serialized record, path), since complaints must name the file."""
+  for payload in records.read_records(path, skip):
+    if not input_pipeline.is_example(payload):
+      raise UserError("%s: a record is not a serialized tf.train.Example: make "
+                      "the file again" % path)
+    yield payload, path
+
+
+def _in_batches(read, batch_size):
+  """Yields (serialized records, their paths), two lists, of `_read`'s pairs."""
+  while True:
+    batch = list(itertools.islice(read, batch_size))
+    if not batch:
+      return
+    yield tuple(list(column) for column in zip(*batch))
 
 
 def record_files(config, bert_config, flag):
@@ -293,13 +319,15 @@ def record_files(config, bert_config, flag):
   records.check_settings(
       found, max_seq_length=config.max_seq_length,
       max_predictions_per_seq=config.max_predictions_per_seq,
-      vocab_size=bert_config.vocab_size)
+      vocab_size=bert_config.vocab_size,
+      type_vocab_size=bert_config.type_vocab_size)
   return found
 
 
 def train(config, bert_config):
   """Trains to --num_train_steps from wherever the folder stands."""
   train_files = record_files(config, bert_config, "input_file")
+  features = features_of(config, bert_config)
   counts = [records.count_records(path) for path in train_files]
   runner_flags.check_enough("train_batch_size", config.train_batch_size,
                             sum(counts), "records in --input_file")
@@ -308,33 +336,34 @@ def train(config, bert_config):
 
   def batches(consumed):
     return _in_batches(
-        order.shuffled_records(train_files, counts, config.seed, consumed),
-        config.train_batch_size)
+        order.shuffled_records(train_files, counts, config.seed, consumed,
+                               _read), config.train_batch_size)
 
   training.train(
       config, bert_config, model_fn, config.num_train_steps,
       config.num_warmup_steps, batches,
-      lambda source: input_fn(source, config, config.train_batch_size))
+      lambda source: input_fn(source, features, config.train_batch_size),
+      inspector(features))
 
 
 def evaluate(config, bert_config):
   """Scores the newest checkpoint and writes eval_results.txt."""
   flag = "eval_input_file" if config.eval_input_file else "input_file"
   eval_files = record_files(config, bert_config, flag)
+  features = features_of(config, bert_config)
   prefix = training.checkpoint_to_use(config)
   LOGGER.info("evaluating %s on %s", prefix, ", ".join(eval_files))
 
   def batches():
-    return _in_batches((payload for path in eval_files
-                        for payload in records.read_records(path)),
+    return _in_batches(itertools.chain.from_iterable(map(_read, eval_files)),
                        config.eval_batch_size)
 
-  source = input_pipeline.Source(batches)
+  source = input_pipeline.Source(batches, inspector(features))
   estimator = training.estimator(
       config, bert_config, model_fn, checkpoint=prefix)
   with input_pipeline.surfaced(source):
     result = estimator.evaluate(
-        lambda: input_fn(source, config, None), steps=config.max_eval_steps,
+        lambda: input_fn(source, features, None), steps=config.max_eval_steps,
         checkpoint_path=prefix)
   _write_results(config, {k: float(v) for k, v in result.items()})
 

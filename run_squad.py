@@ -11,6 +11,9 @@ from typing import Optional
 
 from absl import flags
 import numpy as np
+
+# Before TensorFlow, which it keeps quiet.
+from utils import stack
 import tensorflow.compat.v1 as tf
 
 import modeling
@@ -27,11 +30,14 @@ from utils import session
 from utils import squad_answers
 from utils import squad_data
 from utils import squad_score
-from utils import stack
 from utils import training
 from utils.errors import run_main
 from utils.errors import UserError
 from utils.logs import LOGGER
+
+# What a prediction writes; the last of the answers for v2.0 alone.
+ANSWER_FILES = ("predictions.json", "nbest_predictions.json", "null_odds.json")
+SCORE_FILES = ("scores.json", "eval_results.txt")
 
 
 class SquadConfig(NamedTuple):
@@ -106,6 +112,23 @@ def define_flags():
       "num_eval_iterations", None,
       "Stop prediction after so many batches (to measure speed).")
   flags.DEFINE_bool("verbose_logging", False, "Say why text is not aligned.")
+  _define_export_flags()
+
+
+def _define_export_flags():
+  """Declares the flags of the export, which command lines may hold already."""
+  flags.DEFINE_bool(
+      "export_trtis", False, "Export for the TensorRT Inference Server.")
+  flags.DEFINE_string("trtis_model_name", "bert", "Name of the export.")
+  flags.DEFINE_integer("trtis_model_version", 1, "Version of the export.")
+  flags.DEFINE_integer(
+      "trtis_max_batch_size", 8, "Largest batch that the server forms.")
+  flags.DEFINE_float(
+      "trtis_dyn_batching_delay", 0,
+      "Milliseconds that the server waits for a batch to fill; 0: none.")
+  flags.DEFINE_integer("trtis_engine_count", 1, "Copies of the model.")
+  flags.DEFINE_bool(
+      "trtis_model_overwrite", False, "Replace an export of that version.")
 
 
 def _cache_dir(values):
@@ -118,13 +141,15 @@ def _cache_dir(values):
 def config_from_flags():
   """Returns the validated SquadConfig of the command line."""
   values = flags.FLAGS.flag_values_dict()
+  if values["export_trtis"]:
+    raise UserError("--export_trtis: this version cannot export yet: leave "
+                    "the flag out")
   vocab_file = files.require_file(values["vocab_file"], "vocab_file")
   if not flags.FLAGS["do_lower_case"].present:
     values["do_lower_case"] = tokenization.infer_lower_case(vocab_file)
   values["cache_dir"] = _cache_dir(values)
-  config = SquadConfig(
-      **{name: values[name] for name in SquadConfig._fields})
-  runner_flags.check_common(config)
+  config = runner_flags.checked(SquadConfig(
+      **{name: values[name] for name in SquadConfig._fields}))
   if not config.do_train and not config.do_predict:
     raise UserError("nothing to do: give --do_train, --do_predict or both")
   if config.do_train:
@@ -135,6 +160,9 @@ def config_from_flags():
   for name in ("predict_batch_size", "doc_stride", "max_query_length",
                "max_answer_length", "n_best_size"):
     runner_flags.check_positive(name, getattr(config, name))
+  if config.num_eval_iterations is not None:
+    runner_flags.check_positive(
+        "num_eval_iterations", config.num_eval_iterations)
   if not 0 <= config.warmup_proportion < 1:
     raise UserError("--warmup_proportion=%g: give a number from 0 to below 1"
                     % config.warmup_proportion)
@@ -326,6 +354,31 @@ def _predict_logits(config, bert_config, features):
   return start, end, watch
 
 
+def _answer(config, examples, features, logits, tokenizer):
+  """Returns (Answers, their scores or None) from (start, end) logits."""
+  settings = squad_answers.AnswerSettings(
+      **{name: getattr(config, name)
+         for name in squad_answers.AnswerSettings._fields})
+  answers = squad_answers.predict_answers(
+      examples, features, *logits, settings, tokenizer)
+  scores = squad_score.score(
+      files.read_json(config.predict_file, "--predict_file"),
+      answers.predictions,
+      answers.null_odds if config.version_2_with_negative else None,
+      name=config.predict_file)
+  return answers, scores
+
+
+def _remove_older(output_dir, names):
+  """Removes an earlier prediction's files, so that old and new never mix."""
+  older = [name for name in names
+           if os.path.exists(os.path.join(output_dir, name))]
+  for name in older:
+    os.remove(os.path.join(output_dir, name))
+  if older:
+    LOGGER.info("removed of an earlier prediction: %s", ", ".join(older))
+
+
 def predict(config, bert_config, tokenizer):
   """Answers --predict_file; returns the final line of scores or None."""
   examples, features = load_features(
@@ -341,26 +394,23 @@ def predict(config, bert_config, tokenizer):
     LOGGER.info("stopped by --num_eval_iterations after %d of %d features: "
                 "no predictions written", len(start),
                 len(features.unique_ids))
+    _remove_older(config.output_dir, ANSWER_FILES + SCORE_FILES)
   else:
-    settings = squad_answers.AnswerSettings(
-        **{name: getattr(config, name)
-           for name in squad_answers.AnswerSettings._fields})
-    answers = squad_answers.predict_answers(
-        examples, features, start, end, settings, tokenizer)
+    answers, scores = _answer(
+        config, examples, features, (start, end), tokenizer)
+    # predictions.json is written first, in place of its older one: neither a
+    # kill nor a full disk leaves it with what belongs to other answers.
+    _remove_older(config.output_dir, ANSWER_FILES[1:] + SCORE_FILES)
     squad_answers.write_answers(
         config.output_dir, *answers,
         version_2_with_negative=config.version_2_with_negative)
-    line = _score(config, answers, writer)
+    line = _write_scores(config, scores, writer)
   writer.close()
   return line
 
 
-def _score(config, answers, writer):
+def _write_scores(config, scores, writer):
   """Writes scores.json and eval_results.txt; returns the final line."""
-  predictions, _, null_odds = answers
-  scores = squad_score.score(
-      files.read_json(config.predict_file, "--predict_file"), predictions,
-      null_odds if config.version_2_with_negative else None)
   if scores is None:
     LOGGER.info("%s has no answers to score against", config.predict_file)
     return None
@@ -370,7 +420,36 @@ def _score(config, answers, writer):
     for name, value in scores.items():
       stream.write("%s = %s\n" % (name, value))
   writer.write("eval", **scores)
+  thresholds = squad_score.threshold_line(scores)
+  if thresholds:
+    LOGGER.info("%s", thresholds)
   return squad_score.final_line(scores)
+
+
+def load_tokenizer(config, bert_config):
+  """Returns the tokenizer, whose vocabulary is checked against the rest."""
+  vocab = tokenization.load_vocab(config.vocab_file)
+  for token in ("[CLS]", "[SEP]", "[UNK]"):
+    if token not in vocab:
+      raise UserError("--vocab_file: %s has no token %s: use the vocabulary "
+                      "of the model" % (config.vocab_file, token))
+  tokenization.check_vocab_size(vocab, bert_config.vocab_size,
+                                config.vocab_file, config.bert_config_file)
+  tokenization.check_case(vocab, config.do_lower_case, "do_lower_case")
+  try:
+    tokenization.validate_case_matches_checkpoint(
+        config.do_lower_case, config.init_checkpoint)
+  except ValueError as error:
+    raise UserError(str(error))
+  return tokenization.FullTokenizer(
+      config.vocab_file, do_lower_case=config.do_lower_case)
+
+
+def check_questions(config):
+  """Raises UserError, before hours of training, for a bad --predict_file."""
+  squad_data.read_squad(config.predict_file)
+  squad_score.check(files.read_json(config.predict_file, "--predict_file"),
+                    config.predict_file)
 
 
 def main(unused_argv):
@@ -379,12 +458,9 @@ def main(unused_argv):
   stack.configure()
   bert_config = modeling.BertConfig.from_json_file(config.bert_config_file)
   runner_flags.check_length(config.max_seq_length, bert_config)
-  vocab = tokenization.load_vocab(config.vocab_file)
-  tokenization.check_vocab_size(vocab, bert_config.vocab_size,
-                                config.vocab_file, config.bert_config_file)
-  tokenization.check_case(vocab, config.do_lower_case, "do_lower_case")
-  tokenizer = tokenization.FullTokenizer(
-      config.vocab_file, do_lower_case=config.do_lower_case)
+  tokenizer = load_tokenizer(config, bert_config)
+  if config.do_predict:
+    check_questions(config)
   line = None
   with run_folder.opened(config.output_dir, "run_squad.py", config,
                          bert_config.to_dict(), flags.FLAGS.log_file):

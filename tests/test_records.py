@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import pytest
 import tensorflow.compat.v1 as tf
@@ -292,10 +293,61 @@ class TestSettings:
 
   def test_other_records(self, path):
     records.write_records(path, [records.encode_features({"a": [1]})])
-    assert "lack the feature 'input_ids'" in error_of(self.check, path)
+    assert "lacks the feature 'input_ids'" in error_of(self.check, path)
     records.write_records(path, [b"no example"])
     message = error_of(self.check, path)
     assert path in message and "tf.train.Example" in message
+
+  @pytest.mark.parametrize("change,expected", [
+      (dict(input_ids=[101, 7, -1] + [0] * 5), "has -1 in input_ids"),
+      (dict(input_mask=[2] * 8), "has 2 in input_mask"),
+      (dict(segment_ids=[3] * 8), "has 3 in segment_ids"),
+      (dict(segment_ids=[0] * 9), "has 9 values in segment_ids, not 8"),
+      (dict(masked_lm_positions=[1, 8]), "has 8 in masked_lm_positions"),
+      (dict(masked_lm_ids=[7, 30522]), "has 30522 in masked_lm_ids"),
+      (dict(masked_lm_ids=[7]), "has 1 values in masked_lm_ids, not 2"),
+      (dict(masked_lm_weights=[1.0, float("nan")]),
+       "has nan in masked_lm_weights"),
+      (dict(masked_lm_weights=[1, 0]), "takes float values"),
+      (dict(next_sentence_labels=[2]), "has 2 in next_sentence_labels"),
+      (dict(next_sentence_labels=None),
+       "lacks the feature 'next_sentence_labels'")])
+  def test_first_record_is_looked_at(self, plain, change, expected):
+    features = records.decode_example(next(records.read_records(plain)))
+    features.update(change)
+    records.write_records(plain, [records.encode_features(
+        {name: values for name, values in features.items()
+         if values is not None})])
+    message = error_of(
+        records.check_settings, [plain], max_seq_length=8,
+        max_predictions_per_seq=2, vocab_size=30522, type_vocab_size=2)
+    assert message.startswith(plain + ": the first record ")
+    assert expected in message
+
+  def test_files_of_one_vocabulary_and_casing(self, made, tmp_path):
+    def with_settings(name, **changes):
+      path = str(tmp_path / name)
+      shutil.copy(made, path)
+      settings = dict(records.read_settings(made), vocab_sha256="1",
+                      do_lower_case=True)
+      settings.update(changes)
+      (tmp_path / (name + records.SETTINGS_SUFFIX)).write_text(
+          json.dumps(settings))
+      return path
+
+    def check(*paths):
+      records.check_settings(list(paths), max_seq_length=8,
+                             max_predictions_per_seq=2, vocab_size=30522)
+    one, plain = with_settings("a"), str(tmp_path / "b")
+    shutil.copy(made, plain)
+    check(one, plain, with_settings("c", random_seed=3))
+    other = with_settings("d", vocab_sha256="2")
+    message = error_of(check, one, plain, other)
+    assert "%s and %s" % (one, other) in message and "vocabular" in message
+    other = with_settings("e", do_lower_case=False)
+    message = error_of(check, one, plain, other)
+    assert "%s and %s" % (one, other) in message
+    assert "--do_lower_case" in message
 
   def test_damaged_settings(self, made):
     path = records.settings_path(made)

@@ -2,17 +2,22 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+import run_pretraining
 import runners
+from utils import input_pipeline
 from utils import metrics
 from utils import records
+from utils.errors import UserError
 
 SEQ, PREDICTIONS, VOCAB = 16, 3, 60
 CONFIG = {
@@ -120,6 +125,39 @@ def test_eval_results(trained):
   assert evaluation["masked_lm_loss"] == float(found["masked_lm_loss"])
 
 
+def test_held_out_records_are_what_is_evaluated(place, trained, tmp_path):
+  def results(name, **changes):
+    result = runners.call("run_pretraining", settings(
+        place, tmp_path / name, do_train=None, do_eval=True,
+        max_eval_steps=50, init_checkpoint=trained[0], **changes))
+    assert result.status == 0, result.err
+    lines = (tmp_path / name / "eval_results.txt").read_text().splitlines()
+    return dict(line.split(" = ") for line in lines)
+  held_out = write_records(tmp_path / "held_out.tfrecord", 24, seed=50)
+  found = results("held_out", eval_input_file=held_out)
+  usual = results("usual")
+  assert usual == results("named", eval_input_file=place / "part-*.tfrecord",
+                          input_file=held_out)
+  for name in set(found) - {"global_step"}:
+    assert found[name] != usual[name], name
+  # The records of training, as in the reference.
+  assert (tmp_path / "usual" / "eval_results.txt").read_bytes() == (
+      trained[0] / "eval_results.txt").read_bytes()
+
+
+def test_tensorboard_has_what_metrics_jsonl_has(trained):
+  found = {}
+  for path in trained[0].glob("events.out.tfevents.*"):
+    for event in tf.train.summary_iterator(str(path)):
+      for value in event.summary.value:
+        found[event.step, value.tag] = value.simple_value
+  for row in rows(trained[0]):
+    for tag in ("loss", "mlm_loss", "nsp_loss", "learning_rate", "grad_norm",
+                "sentences_per_sec"):
+      assert found[row["step"], tag] == np.float32(row[tag])
+  assert len(found) == 30 * 6
+
+
 def test_checkpoint_holds_the_readers_position(trained):
   saved = weights(trained[0])
   assert saved["records_consumed"] == 30 * 8
@@ -133,6 +171,19 @@ def test_same_seed_same_run(place, trained):
   assert same_weights(trained[0], place / "again")
   assert [r["loss"] for r in rows(place / "again")] == [
       r["loss"] for r in rows(trained[0])]
+
+
+def test_two_hundred_steps_twice(place):
+  """Dropout is on: CONFIG has 0.1."""
+  folders = place / "long", place / "long_again"
+  for folder in folders:
+    result = runners.call("run_pretraining", settings(
+        place, folder, num_train_steps=200, save_checkpoints_steps=100))
+    assert result.status == 0, result.err
+  assert same_weights(*folders)
+  one, other = ([(r["step"], r["loss"], r["mlm_loss"], r["nsp_loss"],
+                  r["grad_norm"]) for r in rows(f)] for f in folders)
+  assert len(one) == 200 and one == other
 
 
 def test_other_seed_other_run(place, trained):
@@ -262,6 +313,10 @@ def bad_cases(place):
       "eval without checkpoint": (
           dict(do_train=None, do_eval=True), ["checkpoint"]),
       "unknown flag": (dict(batch_sise=3), ["batch_sise"]),
+      "endless rate": (dict(learning_rate="inf"), ["--learning_rate=inf"]),
+      "no number": (dict(learning_rate="nan"), ["--learning_rate=nan"]),
+      "log in no folder": (dict(log_file=place / "none" / "log"),
+                           ["--log_file", str(place / "none" / "log")]),
   }
 
 
@@ -270,13 +325,153 @@ def bad_cases(place):
     "broken config", "other lengths", "over positions", "truncated",
     "corrupt", "empty file", "batch 0", "batch over records",
     "warm-up too long", "not a checkpoint", "output is a file",
-    "nothing to do", "eval without checkpoint", "unknown flag"])
+    "nothing to do", "eval without checkpoint", "unknown flag",
+    "endless rate", "no number", "log in no folder"])
 def test_bad_input_gets_one_line(place, tmp_path, name):
   changes, expected = bad_cases(place)[name]
   result = runners.call(
       "run_pretraining", settings(place, tmp_path / "out", **changes))
   for text in expected:
     assert text in result.error
+
+
+def record(**changes):
+  """Returns a serialized record of a usable one's features and changes."""
+  features = {
+      "input_ids": [7] * SEQ, "input_mask": [1] * SEQ,
+      "segment_ids": [0] * SEQ, "masked_lm_positions": [1, 2, 3],
+      "masked_lm_ids": [5, 6, 7], "masked_lm_weights": [1.0, 1.0, 0.0],
+      "next_sentence_labels": [1]}
+  features.update(changes)
+  return records.encode_features(
+      {name: v for name, v in features.items() if v is not None})
+
+
+BAD_RECORDS = {
+    "id": record(input_ids=[7] * (SEQ - 1) + [VOCAB]),
+    "negative id": record(input_ids=[-1] + [7] * (SEQ - 1)),
+    "id over 32 bits": record(input_ids=[1 << 32] + [7] * (SEQ - 1)),
+    "longer": record(input_ids=[7] * (SEQ + 1)),
+    "shorter": record(input_mask=[1] * (SEQ - 1)),
+    "mask": record(input_mask=[2] * SEQ),
+    "segment": record(segment_ids=[2] * SEQ),
+    "position": record(masked_lm_positions=[1, 2, SEQ]),
+    "label": record(masked_lm_ids=[5, 6, VOCAB]),
+    "weight": record(masked_lm_weights=[1.0, 1.0, float("nan")]),
+    "endless weight": record(masked_lm_weights=[1.0, 1.0, float("inf")]),
+    "negative weight": record(masked_lm_weights=[1.0, 1.0, -1.0]),
+    "kind": record(masked_lm_weights=[1, 1, 0]),
+    "next": record(next_sentence_labels=[2]),
+    "no next": record(next_sentence_labels=None),
+    "junk": b"no example",
+}
+
+
+def refusals(payloads, features):
+  """Yields whether the graph refuses a payload; skips what it never sees."""
+  with tf.Graph().as_default(), tf.Session() as session:
+    serialized = tf.placeholder(tf.string, [1])
+    parsed = run_pretraining.parse(serialized, features)
+    for payload in payloads:
+      if input_pipeline.is_example(payload):
+        try:
+          session.run(parsed, {serialized: [payload]})
+          yield payload, False
+        except tf.errors.InvalidArgumentError:
+          yield payload, True
+
+
+def test_what_the_graph_refuses_is_explained():
+  rng = np.random.RandomState(3)
+  damaged = []
+  for _ in range(400):  # A wrong byte anywhere.
+    payload = bytearray(record())
+    payload[rng.randint(len(payload))] = rng.randint(256)
+    damaged.append(bytes(payload))
+  features = records.features_of(SEQ, PREDICTIONS, VOCAB, 2)
+  bad = [p for name, p in BAD_RECORDS.items() if name != "junk"]
+  assert dict(refusals([record()] + bad, features)) == dict(
+      [(record(), False)] + [(payload, True) for payload in bad])
+  refused = [p for p, is_refused in refusals(damaged, features) if is_refused]
+  assert len(refused) > 100
+  for payload in bad + refused:
+    with pytest.raises(UserError, match="x.tfrecord: a record "):
+      records.check_record(payload, features, "x.tfrecord")
+  records.check_record(record(), features, "x.tfrecord")
+
+
+def test_is_example():
+  whole = record()
+  assert input_pipeline.is_example(whole)
+  assert input_pipeline.is_example(records.encode_features({}))
+  assert input_pipeline.is_example(records.encode_features(
+      {"input_ids": [1] * 70000, "x" * 300: []}))
+  for size in range(len(whole)):
+    assert not input_pipeline.is_example(whole[:size])
+  for other in (whole + b"\n", whole + whole, b"no example", b"\x0a",
+                b"\x0a\x02\x0a\x00", b"\x0a\xff\xff\xff", b"\xff" * 40):
+    assert not input_pipeline.is_example(other)
+
+
+@pytest.mark.parametrize("part,name,expected", [
+    ("train", "id", "has 60 in input_ids"),
+    ("train", "longer", "has 17 values in input_ids"),
+    ("train", "junk", "tf.train.Example"),
+    ("eval", "position", "has 16 in masked_lm_positions")])
+def test_a_bad_record_among_good_ones_is_one_line(
+    place, tmp_path, trained, part, name, expected):
+  payloads = list(records.read_records(str(place / "part-0.tfrecord")))
+  payloads[30] = BAD_RECORDS[name]
+  path = tmp_path / "bad.tfrecord"
+  records.write_records(str(path), payloads)
+  flag = "input_file" if part == "train" else "eval_input_file"
+  values = {"train": dict(log_every_steps=5),
+            "eval": dict(do_train=None, do_eval=True,
+                         init_checkpoint=trained[0])}[part]
+  result = runners.call("run_pretraining", settings(
+      place, tmp_path / "out", **dict(values, **{
+          flag: "%s,%s" % (path, place / "part-1.tfrecord")})))
+  assert "%s: a record " % path in result.error
+  assert expected in result.error
+  assert "part-1" not in result.error
+
+
+def test_a_fault_of_the_graph_is_no_bad_record(place):
+  """Only where an inspection finds a fault is the graph's error replaced."""
+  source = input_pipeline.Source(lambda: iter([([record()], ["x.tfrecord"])]),
+                                 run_pretraining.inspector(
+                                     records.features_of(SEQ, 3, VOCAB, 2)))
+  with pytest.raises(tf.errors.InvalidArgumentError, match="ours"):
+    with input_pipeline.surfaced(source):
+      list(source())
+      raise tf.errors.InvalidArgumentError(None, None, "ours")
+
+
+def test_other_lines_in_metrics_jsonl(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text('null\n{"kind": "train", "step": 1}\n[1]\n{"step": "x"}\n'
+                  '{"kind": "train", "step": 3}\n{"kind": "tr')
+  metrics.MetricsWriter(str(tmp_path), 2).close()
+  assert path.read_text() == '{"kind": "train", "step": 1}\n'
+
+
+def test_no_chatter_of_tensorflow(place, tmp_path):
+  command = runners.command("run_pretraining", settings(
+      place, tmp_path, num_train_steps=1, num_warmup_steps=0, do_eval=True))
+  env = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+  done = subprocess.run(command, stderr=subprocess.PIPE, env=env)
+  lines = done.stderr.decode().splitlines()
+  assert done.returncode == 0, lines
+  assert lines and all(re.match(r"\d{4}-\d\d-\d\d [\d:]{8} [IW] ", line)
+                       for line in lines), lines
+
+
+def test_users_may_have_the_chatter():
+  code = "import os, run_squad; print(os.environ['TF_CPP_MIN_LOG_LEVEL'])"
+  out = subprocess.check_output(
+      [sys.executable, "-c", code], cwd=str(runners.ROOT),
+      env=dict(os.environ, TF_CPP_MIN_LOG_LEVEL="1"))
+  assert out == b"1\n"
 
 
 def test_wrong_shape_is_one_line(place, trained, tmp_path):

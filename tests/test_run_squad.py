@@ -11,7 +11,9 @@ import termios
 import numpy as np
 import pytest
 
+import run_squad
 import runners
+from test_checkpoints import save
 from test_run_pretraining import CONFIG
 from test_run_pretraining import kill_when
 from test_run_pretraining import rows
@@ -193,7 +195,11 @@ def test_one_question_one_step(place, tmp_path):
   path.write_text(json.dumps(dataset(1)))
   result = runners.call("run_squad", settings(
       place, tmp_path / "out", train_file=path, predict_file=path,
-      train_batch_size=1, num_train_epochs=1))
+      train_batch_size=1, num_train_epochs=1,
+      # What the reference's command lines may hold.
+      export_trtis=False, trtis_model_name="bert", trtis_model_version=1,
+      trtis_max_batch_size=8, trtis_dyn_batching_delay=0.5,
+      trtis_engine_count=2, trtis_model_overwrite=True))
   assert result.status == 0, result.err
   assert weights(tmp_path / "out")["global_step"] == 1
   assert json.loads(result.out.splitlines()[-1])["f1"] >= 0
@@ -224,6 +230,30 @@ def test_num_eval_iterations_only_measures(place, tmp_path, trained):
   assert not (tmp_path / "out" / "predictions.json").exists()
 
 
+def test_nothing_of_an_earlier_prediction_stays(place, tmp_path, trained):
+  out = tmp_path / "out"
+  out.mkdir()
+  every = set(run_squad.ANSWER_FILES + run_squad.SCORE_FILES)
+  for name in every:
+    (out / name).write_text("old")
+
+  def predict(**changes):
+    result = runners.call("run_squad", settings(
+        place, out, do_train=None, init_checkpoint=trained[0], **changes))
+    assert result.status == 0, result.err
+    there = {path.name for path in out.iterdir()} & every
+    assert not any((out / name).read_text() == "old" for name in there)
+    return there
+  assert predict() == every - {"null_odds.json"}  # v1.1
+  data = dataset(3)
+  for paragraph in data["data"][0]["paragraphs"]:
+    del paragraph["qas"][0]["answers"]
+  (tmp_path / "open.json").write_text(json.dumps(data))
+  assert predict(predict_file=tmp_path / "open.json") == {
+      "predictions.json", "nbest_predictions.json"}
+  assert predict(num_eval_iterations=1) == set()
+
+
 def test_killed_prediction_ends_with_whole_files(place, trained, tmp_path):
   path = tmp_path / "many.json"
   path.write_text(json.dumps(dataset(4000)))
@@ -231,9 +261,13 @@ def test_killed_prediction_ends_with_whole_files(place, trained, tmp_path):
                     predict_file=path, init_checkpoint=trained[0],
                     predict_batch_size=1, log_file=tmp_path / "log")
   out, log = tmp_path / "out", tmp_path / "log"
+  old = run_squad.ANSWER_FILES + run_squad.SCORE_FILES
+  out.mkdir()
+  for name in old:
+    (out / name).write_text("old")
   kill_when(runners.command("run_squad", values),
             lambda: log.exists() and "predicted 2000" in log.read_text())
-  assert not (out / "predictions.json").exists()
+  assert all((out / name).read_text() == "old" for name in old)
   result = runners.call("run_squad", dict(values, predict_batch_size=100))
   assert result.status == 0, result.err
   assert len(json.loads((out / "predictions.json").read_text())) == 4000
@@ -259,6 +293,22 @@ def bad_cases(place):
 
   def edit_question(paragraph):
     paragraph["qas"][0]["question"] = " "
+
+  def edit_answers(paragraph):
+    paragraph["qas"][0]["answers"] = []
+
+  def edit_text(paragraph):
+    paragraph["qas"][0]["answers"][0]["text"] = 7
+
+  def without(token):
+    # As many tokens as before, so that only the missing one is amiss.
+    return write("without%s.txt" % token, "\n".join(
+        "x" if w == token else w for w in VOCAB) + "\n")
+
+  named = place / "cased_L-12_H-768_A-12"
+  if not named.exists():
+    named.mkdir()
+    save(named, "bert_model.ckpt", [1.0])
 
   cased = write("cased.txt", "\n".join(
       [w if w[0] in "[#" else w.capitalize() for w in VOCAB]) + "\n")
@@ -294,6 +344,23 @@ def bad_cases(place):
       "not a checkpoint": (dict(init_checkpoint=place / "train.json"),
                            ["train.json"]),
       "unknown flag": (dict(doc_strid=3), ["doc_strid"]),
+      "endless epochs": (dict(num_train_epochs="inf"),
+                         ["--num_train_epochs=inf"]),
+      "iterations below 0": (dict(num_eval_iterations=-1),
+                             ["--num_eval_iterations=-1"]),
+      "no [CLS]": (dict(vocab_file=without("[CLS]")), ["txt", "[CLS]"]),
+      "no [SEP]": (dict(vocab_file=without("[SEP]")), ["txt", "[SEP]"]),
+      "no [UNK]": (dict(vocab_file=without("[UNK]")), ["txt", "[UNK]"]),
+      "log in no folder": (dict(log_file=place / "none" / "log"),
+                           ["--log_file", str(place / "none" / "log")]),
+      "published cased model": (
+          dict(init_checkpoint=named, do_lower_case=True),
+          ["--do_lower_case", "cased_L-12_H-768_A-12"]),
+      "export": (dict(export_trtis=True), ["--export_trtis"]),
+      "no answer to score": (dict(predict_file=changed(
+          "unanswered.json", edit_answers)), ["unanswered.json", "q2"]),
+      "answer is no text": (dict(predict_file=changed(
+          "number.json", edit_text)), ["number.json", "q2"]),
   }
 
 
@@ -302,13 +369,18 @@ def bad_cases(place):
     "empty file", "offset outside", "empty context", "empty question",
     "vocabulary of another size", "case mismatch", "over positions",
     "no room", "batch 0", "predict batch 0", "batch over questions",
-    "not a checkpoint", "unknown flag"])
+    "not a checkpoint", "unknown flag", "endless epochs",
+    "iterations below 0", "no [CLS]", "no [SEP]", "no [UNK]",
+    "log in no folder", "published cased model", "export",
+    "no answer to score", "answer is no text"])
 def test_bad_input_gets_one_line(place, tmp_path, name):
   changes, expected = bad_cases(place)[name]
   result = runners.call(
       "run_squad", settings(place, tmp_path / "out", **changes))
   for text in expected:
     assert text in result.error
+  # Training would have been for nothing.
+  assert "step 1/" not in result.err
 
 
 def test_no_checkpoint_to_predict_with(place, tmp_path):

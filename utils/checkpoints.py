@@ -1,16 +1,23 @@
 """Checkpoints: found by what users call them, checked before they are used."""
 
+import glob
 import logging
 import os
 import re
 import typing
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 from utils.errors import UserError
 from utils.errors import one_line
 
+# What a run's own checkpoints are called, before "-<step>".
+SAVED_NAME = "model.ckpt"
+
 _LOGGER = logging.getLogger("bert")
+# Truncated data is an IndexError on the tf2 stack.
+_UNREADABLE = (tf.errors.OpError, ValueError, RuntimeError, IndexError)
 _SLOT = re.compile(r"/(adam_m|adam_v)$")
 
 
@@ -39,7 +46,7 @@ def _open(prefix, what="checkpoint"):
   """Returns a reader; UserError if `prefix` names no readable checkpoint."""
   try:
     return tf.train.load_checkpoint(prefix)
-  except (tf.errors.OpError, ValueError, RuntimeError) as error:
+  except _UNREADABLE as error:
     raise UserError("%s: %s is not a TensorFlow checkpoint that can be read "
                     "(%s)" % (what, prefix, one_line(error)[:200]))
 
@@ -64,7 +71,7 @@ def resolve(path, flag):
     _open(path, what)
     return path
   folder, name = os.path.split(path)
-  if name == "model.ckpt" and tf.gfile.IsDirectory(folder or "."):
+  if name == SAVED_NAME and tf.gfile.IsDirectory(folder or "."):
     return _newest_of(folder or ".", what)
   file_of = re.match(r"(.*)\.(index|meta|data-\d+-of-\d+)$", path)
   if file_of:
@@ -117,15 +124,54 @@ def verify(prefix):
   """Reads all tensors of a checkpoint back, which checks their CRCs.
 
   Raises:
-    UserError: if any of them cannot be read.
+    UserError: if any of them cannot be read, or holds NaN or an infinity.
   """
   reader = _open(prefix)
   for name in sorted(reader.get_variable_to_shape_map()):
     try:
-      reader.get_tensor(name)
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+      value = reader.get_tensor(name)
+    except _UNREADABLE as error:
       raise UserError("checkpoint %s is damaged: cannot read %s (%s)"
                       % (prefix, name, one_line(error)[:200]))
+    if (np.issubdtype(value.dtype, np.floating)
+        and not np.isfinite(value).all()):
+      raise UserError("checkpoint %s holds numbers in %s that are not finite"
+                      % (prefix, name))
+
+
+def set_newest(folder, prefix, keep=None):
+  """Makes `prefix` what TensorFlow restores from a run's folder.
+
+  TensorFlow goes by the file "checkpoint", be what it names damaged or gone.
+  The names in it are relative, so that the folder can be moved.
+
+  Args:
+    folder: the run's folder.
+    prefix: a checkpoint in it; None for none, so that nothing is restored.
+    keep: of the run's checkpoints up to this one so many stay; None for all.
+  """
+  if prefix is None:
+    if tf.train.get_checkpoint_state(folder):
+      os.remove(os.path.join(folder, "checkpoint"))
+    return
+  # Only what a run saved is counted, not weights that users put beside it.
+  earlier = [path for path in all_in(folder)
+             if os.path.basename(path).startswith(SAVED_NAME + "-")
+             and -1 < _step_of(path) < _step_of(prefix)]
+  kept = earlier if keep is None else earlier[:keep - 1]
+  names = [os.path.basename(path) for path in [prefix] + kept]
+  tf.train.update_checkpoint_state(
+      os.path.abspath(folder), names[0],
+      all_model_checkpoint_paths=names[::-1])
+  for path in earlier[len(kept):]:
+    remove(path)
+
+
+def remove(prefix):
+  """Removes a checkpoint's files, first the one that makes it count as one."""
+  for path in sorted(glob.glob(glob.escape(prefix) + ".*"),
+                     key=lambda path: not path.endswith(".index")):
+    os.remove(path)
 
 
 def read_variable(prefix, name, default=None):

@@ -1,6 +1,5 @@
 """Session hooks: progress, metrics, the finite guard and guarded saving."""
 
-import glob
 import os
 import time
 
@@ -13,8 +12,6 @@ from utils.logs import FILE_ONLY
 from utils.logs import LOGGER
 from utils.logs import progress
 from utils.metrics import MetricsWriter
-
-CHECKPOINT = "model.ckpt"
 
 
 class Stopwatch(object):
@@ -189,13 +186,10 @@ class CheckpointHook(tf.train.SessionRunHook):
     self._saved = None
 
   def begin(self):
-    self._saver = tf.train.Saver(
-        max_to_keep=self._keep, save_relative_paths=True)
+    # `set_newest` names and rotates them, once the newest is known to be good.
+    self._saver = tf.train.Saver()
 
   def after_create_session(self, session, coord):
-    state = tf.train.get_checkpoint_state(self._folder)
-    if state:
-      self._saver.recover_last_checkpoints(state.all_model_checkpoint_paths)
     self._saved = int(session.run(tf.train.get_global_step()))
 
   def before_run(self, run_context):
@@ -212,19 +206,30 @@ class CheckpointHook(tf.train.SessionRunHook):
   def _save(self, session, step):
     if step == self._saved:
       return
-    prefix = os.path.join(self._folder, CHECKPOINT)
+    prefix = os.path.join(self._folder, checkpoints.SAVED_NAME)
     try:
       path = self._saver.save(session, prefix, global_step=step,
-                              write_meta_graph=False)
+                              write_meta_graph=False, write_state=False)
     except (tf.errors.OpError, ValueError, OSError) as error:
-      for leftover in glob.glob("%s-%d.*" % (glob.escape(prefix), step)):
-        os.remove(leftover)
+      checkpoints.remove("%s-%d" % (prefix, step))
       raise UserError(
           "cannot save a checkpoint at step %d in %s (%s): the checkpoints "
           "before it are whole; %s and run the same command again"
           % (step, self._folder, errors.one_line(error)[:200],
              "free some space" if errors.disk_full(error)
              else "mend the cause"))
-    checkpoints.verify(path)
+    self._check(path)
+    checkpoints.set_newest(self._folder, path, self._keep)
     self._saved = step
     LOGGER.info("saved %s", path)
+
+  def _check(self, path):
+    """Reads a checkpoint back; removes it if it cannot be gone on from."""
+    try:
+      checkpoints.verify(path)
+    except UserError as error:
+      checkpoints.remove(path)
+      raise UserError(
+          "%s: it was removed and those before it stay; lower "
+          "--learning_rate if numbers grew too large, else look at the disk"
+          % error)

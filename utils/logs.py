@@ -5,6 +5,8 @@ import sys
 
 import tqdm
 
+from utils import errors
+
 LOGGER = logging.getLogger("bert")
 
 # `LOGGER.info(text, extra=FILE_ONLY)`: for the log file, when the terminal
@@ -27,6 +29,9 @@ def set_up(log_file=None):
 
   Returns:
     The logger.
+
+  Raises:
+    UserError: if `log_file` cannot be written.
   """
   formatter = logging.Formatter("%(asctime)s %(levelname).1s %(message)s",
                                 datefmt="%Y-%m-%d %H:%M:%S")
@@ -34,7 +39,11 @@ def set_up(log_file=None):
     LOGGER.removeHandler(handler)
   handlers = [_AboveTheBar()]
   if log_file:
-    handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+    try:
+      handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+    except OSError as error:
+      raise errors.UserError("--log_file: cannot write %s (%s)"
+                             % (log_file, error.strerror))
   for handler in handlers:
     handler.setFormatter(formatter)
     LOGGER.addHandler(handler)

@@ -5,6 +5,7 @@ import os
 import time
 
 from utils import files
+from utils.logs import LOGGER
 
 
 class MetricsWriter(object):
@@ -25,8 +26,13 @@ class MetricsWriter(object):
 
   def _cut(self, step):
     rows = read_metrics(self._path)
+    usable = [row for row in rows if isinstance(row, dict)
+              and isinstance(row.get("step", 0), (int, float))]
+    if len(usable) < len(rows):
+      LOGGER.warning("%s: removed %d lines that are no rows of metrics",
+                     self._path, len(rows) - len(usable))
     with files.atomic_write(self._path) as stream:
-      for row in rows:
+      for row in usable:
         if row.get("step", 0) <= step:
           stream.write(json.dumps(row) + "\n")
 

@@ -81,11 +81,10 @@ def _round_robin_skips(counts, consumed):
   return skips, turn % len(counts)
 
 
-def _read_group(files, counts, consumed):
+def _read_group(files, counts, consumed, read):
   """Yields the records of `files` in turn, after the first `consumed`."""
   skips, turn = _round_robin_skips(counts, consumed)
-  readers = [records.read_records(path, skip)
-             for path, skip in zip(files, skips)]
+  readers = [read(path, skip) for path, skip in zip(files, skips)]
   order = readers[turn:] + readers[:turn]
   while order:
     alive = []
@@ -97,7 +96,7 @@ def _read_group(files, counts, consumed):
     order = alive
 
 
-def _read_epoch(files, counts, consumed):
+def _read_epoch(files, counts, consumed, read):
   """Yields one epoch's records, group after group, after `consumed`."""
   for start in range(0, len(files), GROUP):
     group_counts = counts[start:start + GROUP]
@@ -106,7 +105,7 @@ def _read_epoch(files, counts, consumed):
       consumed -= size
       continue
     for payload in _read_group(
-        files[start:start + GROUP], group_counts, consumed):
+        files[start:start + GROUP], group_counts, consumed, read):
       yield payload
     consumed = 0
 
@@ -122,7 +121,8 @@ def _windows(stream):
     yield window
 
 
-def shuffled_records(files, counts, seed, consumed=0):
+def shuffled_records(files, counts, seed, consumed=0,
+                     read=records.read_records):
   """Yields serialized records for training, without end.
 
   Args:
@@ -130,6 +130,8 @@ def shuffled_records(files, counts, seed, consumed=0):
     counts: list of int, the number of records in each file.
     seed: seed of the run.
     consumed: number of records that the run has had already.
+    read: function of a file and the number of its records to pass over, that
+      yields a record each, in whatever form.
   """
   epoch, consumed = divmod(consumed, sum(counts))
   while True:
@@ -138,7 +140,7 @@ def shuffled_records(files, counts, seed, consumed=0):
     epoch_counts = [counts[i] for i in places]
     first = consumed // WINDOW
     offset = consumed - first * WINDOW
-    stream = _read_epoch(epoch_files, epoch_counts, first * WINDOW)
+    stream = _read_epoch(epoch_files, epoch_counts, first * WINDOW, read)
     for number, window in enumerate(_windows(stream), first):
       # Place 0 is the order of the files.
       for i in permutation(seed, epoch, len(window), number + 1)[offset:]:

@@ -12,6 +12,7 @@ made. It is written once the record file is whole, so it vouches for it.
 import contextlib
 import glob
 import itertools
+import math
 import os
 import struct
 
@@ -351,7 +352,9 @@ def _fields(data):
 
 def _ints_of(message):
   values = []
-  for _, wire, value in _fields(message):
+  for number, wire, value in _fields(message):
+    if number != 1:
+      raise ValueError("field %d in a list" % number)
     if wire == 0:
       values.append(value)
       continue
@@ -363,7 +366,8 @@ def _ints_of(message):
 
 
 def _floats_of(message):
-  packed = b"".join(value for _, _, value in _fields(message))
+  packed = b"".join(value for number, _, value in _fields(message)
+                    if number == 1)
   return list(struct.unpack("<%df" % (len(packed) // 4), packed))
 
 
@@ -494,23 +498,62 @@ def record_files(patterns, flag):
   return found
 
 
-def _settings_of_first_record(path):
-  """Returns the settings that the first record shows (dict)."""
+def features_of(max_seq_length, max_predictions_per_seq, vocab_size=None,
+                type_vocab_size=None):
+  """Returns {name: (number of values, bound)} of a record's seven features.
+
+  All values are from 0 to below the bound (None: any). masked_lm_weights are
+  float32, the others int64.
+  """
+  ids, segments = vocab_size or math.inf, type_vocab_size or math.inf
+  return {"input_ids": (max_seq_length, ids),
+          "input_mask": (max_seq_length, 2),
+          "segment_ids": (max_seq_length, segments),
+          "masked_lm_positions": (max_predictions_per_seq, max_seq_length),
+          "masked_lm_ids": (max_predictions_per_seq, ids),
+          "masked_lm_weights": (max_predictions_per_seq, math.inf),
+          "next_sentence_labels": (1, 2)}
+
+
+def check_record(payload, features, path, which="a record"):
+  """Raises UserError, naming file and feature, if a run cannot use a record.
+
+  Args:
+    payload: the serialized record.
+    features: dict of `features_of`.
+    path: the file that it is from.
+    which: what messages call it.
+  """
+  def fail(what, *values):
+    raise UserError("%s: %s %s: make the file again, for this model's "
+                    "vocabulary and config" % (path, which, what % values))
+  try:
+    found = decode_example(payload)
+  except ValueError as error:
+    fail("is %s", error)
+  for name, (size, bound) in features.items():
+    kind = float if name == "masked_lm_weights" else int
+    if name not in found:
+      fail("lacks the feature %r", name)
+    if len(found[name]) != size:
+      fail("has %d values in %s, not %d", len(found[name]), name, size)
+    for value in found[name]:
+      if not (isinstance(value, kind) and 0 <= value < bound):
+        fail("has %r in %s, which takes %s values from 0 to below %s",
+             value, name, kind.__name__, bound)
+
+
+def _check_first_record(path, features, wanted):
   payload = next(read_records(path), None)
   if payload is None:
     raise UserError("%s holds no records" % path)
-  try:
-    features = decode_example(payload)
-    lengths = {"max_seq_length": len(features["input_ids"]),
-               "max_predictions_per_seq":
-                   len(features["masked_lm_positions"])}
-    ids = features["input_ids"] + features["masked_lm_ids"]
-  except ValueError as error:
-    raise UserError("%s: the first record is %s" % (path, error))
-  except KeyError as error:
-    raise UserError("%s: the records lack the feature %s: they were not made "
-                    "for pre-training" % (path, error))
-  return lengths, max(ids)
+  # Other lengths are most often a flag that was forgotten.
+  with contextlib.suppress(ValueError, KeyError):
+    found = decode_example(payload)
+    _check_lengths(path, {
+        "max_seq_length": len(found["input_ids"]),
+        "max_predictions_per_seq": len(found["masked_lm_positions"])}, wanted)
+  check_record(payload, features, path, "the first record")
 
 
 def _check_lengths(path, made_with, wanted):
@@ -522,8 +565,16 @@ def _check_lengths(path, made_with, wanted):
                      made_with.get(name)))
 
 
+def _check_alike(path, settings, first_path, first):
+  for name, what in (("vocab_sha256", "vocabularies"),
+                     ("do_lower_case", "values of --do_lower_case")):
+    if settings.get(name) != first.get(name):
+      raise UserError("%s and %s were made with different %s: their ids do not "
+                      "mean the same tokens" % (first_path, path, what))
+
+
 def check_settings(paths, max_seq_length, max_predictions_per_seq,
-                   vocab_size=None):
+                   vocab_size=None, type_vocab_size=None):
   """Checks that record files were made for a run's settings.
 
   The settings beside each file are compared; where there are none, what the
@@ -534,21 +585,21 @@ def check_settings(paths, max_seq_length, max_predictions_per_seq,
     max_seq_length: tokens a sequence.
     max_predictions_per_seq: predictions a sequence.
     vocab_size: of the model; None is not compared.
+    type_vocab_size: likewise, the number of segments.
 
   Raises:
-    UserError: on the first file that differs, is truncated or is empty.
+    UserError: on the first file that differs, is truncated or is empty, or was
+      made with another vocabulary or casing than one before it.
   """
+  features = features_of(max_seq_length, max_predictions_per_seq, vocab_size,
+                         type_vocab_size)
   wanted = {"max_seq_length": max_seq_length,
             "max_predictions_per_seq": max_predictions_per_seq}
+  first = None
   for path in paths:
     settings = read_settings(path)
     if settings is None:
-      lengths, largest = _settings_of_first_record(path)
-      _check_lengths(path, lengths, wanted)
-      if vocab_size is not None and largest >= vocab_size:
-        raise UserError("%s holds the id %d, but the model's vocab_size is "
-                        "%d: they were made with another vocabulary"
-                        % (path, largest, vocab_size))
+      _check_first_record(path, features, wanted)
       continue
     size = os.path.getsize(path)
     if size != settings["num_bytes"]:
@@ -563,3 +614,5 @@ def check_settings(paths, max_seq_length, max_predictions_per_seq,
       raise UserError("%s was made with a vocabulary of %d tokens, but the "
                       "model's vocab_size is %d"
                       % (path, settings["vocab_size"], vocab_size))
+    first = first or (path, settings)
+    _check_alike(path, settings, *first)

@@ -5,33 +5,68 @@ import glob
 import os
 import sys
 
+from utils import checkpoints
 from utils import files
 from utils import logs
 from utils import session
 from utils import stack
+from utils.errors import UserError
 
 
 def _clean(folder):
   """Removes the temporary files of a run that was killed while writing."""
-  for pattern in ("*.tempstate*", ".*.tmp"):
+  for pattern in ("*.tempstate*", ".*.tmp", "checkpoint.tmp*"):
     for path in glob.glob(os.path.join(glob.escape(folder), pattern)):
       if os.path.isfile(path):
         os.remove(path)
+  # A checkpoint's index is written last and removed first.
+  for path in glob.glob(os.path.join(
+      glob.escape(folder), checkpoints.SAVED_NAME + "-*.data-*")):
+    if not os.path.exists(path.rsplit(".data-", 1)[0] + ".index"):
+      os.remove(path)
 
 
-def _changes(path, description):
-  """Yields a line for each setting that differs from the last start's."""
+def _read_description(path):
+  """Returns what config.json says of the folder's last start; {} if none."""
   if not os.path.exists(path):
-    return
+    return {}
   old = files.read_json(path, "config.json")
+  if not isinstance(old, dict) or not all(
+      isinstance(old.get(part, {}), dict)
+      for part in ("settings", "model", "versions")):
+    raise UserError("%s does not describe a run: remove it, or use another "
+                    "output folder" % path)
+  return old
+
+
+def _changes(old, description):
+  """Yields a line for each setting that differs from the last start's."""
   for part in ("settings", "versions", "threads"):
     before, now = old.get(part), description[part]
+    if before is None:
+      continue
     if not isinstance(now, dict):
       before, now = {part: before}, {part: now}
     for name in sorted(now):
       if before.get(name) != now[name]:
         yield "%s was %s when this folder was last used, is %s now" % (
             name, before.get(name), now[name])
+
+
+def _check_model(old, model, folder):
+  """Raises UserError if a folder's checkpoints are of another model.
+
+  Restoring finds other shapes, but not another activation or number of heads.
+  """
+  before = old.get("model")
+  if before in (None, model) or not checkpoints.all_in(folder):
+    return
+  changed = ["%s was %s, is %s now" % (name, before.get(name), model.get(name))
+             for name in sorted(set(before) | set(model))
+             if before.get(name) != model.get(name)]
+  raise UserError(
+      "--bert_config_file is not that of the checkpoints in %s (%s): use that "
+      "one, or another --output_dir" % (folder, ", ".join(changed)))
 
 
 @contextlib.contextmanager
@@ -49,7 +84,8 @@ def opened(output_dir, runner, config, model, log_file=None):
     The logger.
 
   Raises:
-    UserError: if the folder cannot be written or another run holds it.
+    UserError: if the folder cannot be written, another run holds it, or its
+      checkpoints are of another model.
   """
   files.require_output_dir(output_dir, "output_dir")
   with files.FolderLock(output_dir):
@@ -71,7 +107,9 @@ def opened(output_dir, runner, config, model, log_file=None):
                     for item in sorted(description["versions"].items())))
     logger.info("settings: %s", ", ".join(
         "%s=%s" % item for item in sorted(description["settings"].items())))
-    for line in _changes(path, description):
+    old = _read_description(path)
+    _check_model(old, model, output_dir)
+    for line in _changes(old, description):
       logger.warning("%s", line)
     files.write_json(path, description)
     yield logger

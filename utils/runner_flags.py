@@ -1,5 +1,7 @@
 """Flags that both runners have, and checks of their values."""
 
+import math
+
 from absl import flags
 
 from utils import checkpoints
@@ -39,16 +41,23 @@ def define_common(learning_rate, train_batch_size, max_seq_length):
 
 
 def check_positive(name, value):
-  """Raises UserError unless flag `name` is above zero."""
-  if not value > 0:
+  """Raises UserError unless flag `name` is above zero and finite."""
+  if not (value > 0 and math.isfinite(value)):
     raise UserError("--%s=%s: give a number above 0" % (name, value))
 
 
-def check_common(config):
-  """Raises UserError for a value that no run can have.
+def checked(config):
+  """Checks the flags that both runners have.
 
   Args:
     config: a runner's NamedTuple with the flags of `define_common`.
+
+  Returns:
+    `config` with the prefix that --init_checkpoint means. A folder's newest
+    checkpoint is read whole to be sure of it, so that is done but once.
+
+  Raises:
+    UserError: for a value that no run can have.
   """
   for name in ("train_batch_size", "learning_rate", "max_seq_length",
                "save_checkpoints_steps", "keep_checkpoint_max",
@@ -57,8 +66,10 @@ def check_common(config):
   files.require_file(config.bert_config_file, "bert_config_file")
   if not config.output_dir:
     raise UserError("--output_dir is required")
-  if config.init_checkpoint:
-    checkpoints.resolve(config.init_checkpoint, "init_checkpoint")
+  if not config.init_checkpoint:
+    return config
+  return config._replace(init_checkpoint=checkpoints.resolve(
+      config.init_checkpoint, "init_checkpoint"))
 
 
 def check_warmup(warmup_steps, train_steps):

@@ -4,8 +4,14 @@
 its v1 API. All else says `import tensorflow.compat.v1 as tf` and runs on both.
 """
 
+import os
 import platform
 
+# TensorFlow reads it when it is imported: errors alone, unless the user has
+# said otherwise. A start writes pages about kernels and devices without it.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+# pylint: disable=wrong-import-position
 import tensorflow.compat.v1 as tf
 from tensorflow.python.util import deprecation
 

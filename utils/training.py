@@ -1,7 +1,5 @@
 """The training loop around a model: start, update, hooks, resume."""
 
-import os
-
 import tensorflow.compat.v1 as tf
 
 import modeling
@@ -55,9 +53,9 @@ def checkpoint_to_use(config):
     LOGGER.info("using %s, the newest in --output_dir", prefix)
     return prefix
   if config.init_checkpoint:
-    prefix = checkpoints.resolve(config.init_checkpoint, "init_checkpoint")
-    LOGGER.info("using --init_checkpoint %s: --output_dir has none", prefix)
-    return prefix
+    LOGGER.info("using --init_checkpoint %s: --output_dir has none",
+                config.init_checkpoint)
+    return config.init_checkpoint
   raise UserError(
       "no checkpoint in --output_dir %s and no --init_checkpoint: train "
       "first, or name one" % config.output_dir)
@@ -74,9 +72,9 @@ def train_spec(params, loss, scalars, log_losses=True):
   """
   config = params["config"]
   if params["checkpoint"] is None and config.init_checkpoint:
-    prefix = checkpoints.resolve(config.init_checkpoint, "init_checkpoint")
     checkpoints.log_report(checkpoints.init_from(
-        prefix, tf.trainable_variables(), optional_scopes=("cls",)), LOGGER)
+        config.init_checkpoint, tf.trainable_variables(),
+        optional_scopes=("cls",)), LOGGER)
   consumed = tf.get_variable(
       RECORDS_CONSUMED, [], tf.int64, trainable=False,
       initializer=tf.zeros_initializer())
@@ -122,7 +120,7 @@ def _start(config, prefix):
 
 
 def train(config, bert_config, model_fn, total_steps, warmup_steps,
-          make_batches, make_dataset):
+          make_batches, make_dataset, inspect=None):
   """Trains to `total_steps` from wherever the run's folder stands.
 
   Args:
@@ -134,19 +132,16 @@ def train(config, bert_config, model_fn, total_steps, warmup_steps,
     make_batches: function of the number of records consumed that returns
       the endless rest of the run's batches.
     make_dataset: function of a `Source` that returns a tf.data.Dataset.
+    inspect: see `Source`.
   """
   prefix = checkpoints.latest(config.output_dir)
-  if prefix is not None and prefix != tf.train.latest_checkpoint(
-      config.output_dir):
-    # TensorFlow restores what this file names, be it damaged or gone.
-    tf.train.update_checkpoint_state(
-        config.output_dir, os.path.basename(prefix))
+  checkpoints.set_newest(config.output_dir, prefix)
   step, consumed = _start(config, prefix)
   if step >= total_steps:
     LOGGER.info("already trained to step %d of %d: nothing left to train",
                 step, total_steps)
     return
-  source = input_pipeline.Source(lambda: make_batches(consumed))
+  source = input_pipeline.Source(lambda: make_batches(consumed), inspect)
   with input_pipeline.surfaced(source):
     estimator(
         config, bert_config, model_fn, checkpoint=prefix,
