@@ -73,7 +73,7 @@ pretrain() {
     --bert_config "$sample/bert_config.json" --train_batch_size 32 \
     --input_file "$run_dir/records/part-[0-2].tfrecord" \
     --eval_input_file "$run_dir/records/part-3.tfrecord" \
-    --learning_rate 1e-3 --train_steps 300 --warmup_steps 30 \
+    --learning_rate 5e-4 --train_steps 300 --warmup_steps 30 \
     --save_checkpoint_steps 100 --max_seq_length 80 \
     --max_predictions_per_seq 12 --max_eval_steps 20 -- --log_every_steps=25
 }
@@ -84,7 +84,7 @@ finetune() {
     --bert_model "$sample" --checkpoint "$run_dir/pretraining" \
     --train_file "$sample/train-v1.1.json" \
     --predict_file "$sample/dev-v1.1.json" --batch_size 16 \
-    --learning_rate 1e-3 --epochs 15 --seq_length 80 --doc_stride 32 \
+    --learning_rate 1e-3 --epochs 20 --seq_length 80 --doc_stride 32 \
     --save_checkpoint_steps 500 -- --max_query_length=16 \
     --max_answer_length=6 --log_every_steps=50
 }

@@ -66,8 +66,8 @@ def test_prediction_on_a_full_disk(small_disk):
   assert trained.status == 0, trained.err
   for name in ("predictions.json", "nbest_predictions.json"):
     (small_disk / name).write_text("old")
-  # Of the answers, 100 KB, only the first half has room.
-  (small_disk / "ballast").write_bytes(bytes(300 << 10))
+  # What is left is too little for the new ones.
+  (small_disk / "ballast").write_bytes(bytes(350 << 10))
   values.update(do_train=None, init_checkpoint=folder / "trained")
   result = runners.call("run_squad", values)
   assert "disk is full" in result.error

@@ -111,6 +111,7 @@ def test_missing_and_extra_are_listed_by_name(tmp_path, caplog):
   arrays["other/weights"] = np.zeros([3], np.float32)
   # Of training: no weights that are left out.
   arrays["global_step"] = np.array(5, np.int64)
+  arrays["records_consumed"] = np.array(40, np.int64)
   arrays["bert/pooler/dense/bias/adam_m"] = np.zeros([8], np.float32)
   prefix = str(tmp_path / "model.ckpt")
   convert_checkpoint.write_checkpoint(prefix, arrays)

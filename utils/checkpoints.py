@@ -18,7 +18,8 @@ SAVED_NAME = "model.ckpt"
 _LOGGER = logging.getLogger("bert")
 # Truncated data is an IndexError on the tf2 stack.
 _UNREADABLE = (tf.errors.OpError, ValueError, RuntimeError, IndexError)
-_SLOT = re.compile(r"/(adam_m|adam_v)$")
+# What a run keeps beside its weights.
+_NO_WEIGHT = re.compile(r"/adam_[mv]$|^global_step$|^records_consumed$")
 
 
 class Report(typing.NamedTuple):
@@ -225,7 +226,7 @@ def init_from(prefix, tvars, optional_scopes=()):
 def _extra(stored, loaded):
   """Returns the names of `stored` that are weights and were not loaded."""
   return sorted(name for name in set(stored) - set(loaded)
-                if not _SLOT.search(name) and name != "global_step")
+                if not _NO_WEIGHT.search(name))
 
 
 def log_report(report, logger):
