@@ -22,6 +22,7 @@ from utils import files
 from utils import input_pipeline
 from utils import metrics
 from utils import order
+from utils import record_checks
 from utils import records
 from utils import run_folder
 from utils import runner_flags
@@ -243,8 +244,8 @@ def eval_metrics(mlm, nsp):
 
 
 def features_of(config, bert_config):
-  """Returns what the run's records hold; see `records.features_of`."""
-  return records.features_of(
+  """Returns what the run's records hold; see `record_checks.features_of`."""
+  return record_checks.features_of(
       config.max_seq_length, config.max_predictions_per_seq,
       bert_config.vocab_size, bert_config.type_vocab_size)
 
@@ -258,7 +259,7 @@ def parse(serialized, features):
 
   Args:
     serialized: string tensor [batch].
-    features: dict of `records.features_of`.
+    features: dict of `record_checks.features_of`.
   """
   parsed = tf.io.parse_example(serialized, {
       name: tf.FixedLenFeature([size], tf.float32 if name.endswith("_weights")
@@ -276,7 +277,7 @@ def inspector(features):
   """Returns the function that tells what is wrong with a batch of records."""
   def inspect(batch):
     for payload, path in zip(*batch):
-      records.check_record(payload, features, path)
+      record_checks.check_record(payload, features, path)
   return inspect
 
 
@@ -285,7 +286,7 @@ def input_fn(source, features, batch_size):
 
   Args:
     source: `input_pipeline.Source` of `_in_batches`.
-    features: dict of `records.features_of`.
+    features: dict of `record_checks.features_of`.
     batch_size: records a batch, or None if the last one may be smaller.
   """
   shape = tf.TensorShape([batch_size])
@@ -316,7 +317,7 @@ def _in_batches(read, batch_size):
 def record_files(config, bert_config, flag):
   """Returns the record files of a flag, checked against the settings."""
   found = records.record_files(getattr(config, flag), flag)
-  records.check_settings(
+  record_checks.check_settings(
       found, max_seq_length=config.max_seq_length,
       max_predictions_per_seq=config.max_predictions_per_seq,
       vocab_size=bert_config.vocab_size,

@@ -14,6 +14,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import create_pretraining_data as cpd
+from utils import record_checks
 from utils import records
 from utils.errors import UserError
 
@@ -182,7 +183,7 @@ class TestFiles(object):
     for name in ("max_seq_length", "max_predictions_per_seq", "random_seed",
                  "dupe_factor", "do_lower_case", "do_whole_word_mask"):
       assert settings[name] == getattr(config, name)
-    records.check_settings(
+    record_checks.check_settings(
         [config.output_file], max_seq_length=64, max_predictions_per_seq=10,
         vocab_size=306)
 

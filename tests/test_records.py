@@ -7,6 +7,7 @@ import shutil
 import pytest
 import tensorflow.compat.v1 as tf
 
+from utils import record_checks
 from utils import records
 from utils.errors import UserError
 
@@ -247,7 +248,7 @@ class TestSettings:
 
   @staticmethod
   def check(path, seq=8, predictions=2, vocab=30522):
-    records.check_settings([path], max_seq_length=seq, vocab_size=vocab,
+    record_checks.check_settings([path], max_seq_length=seq, vocab_size=vocab,
                            max_predictions_per_seq=predictions)
 
   def test_round_trip(self, made):
@@ -319,7 +320,7 @@ class TestSettings:
         {name: values for name, values in features.items()
          if values is not None})])
     message = error_of(
-        records.check_settings, [plain], max_seq_length=8,
+        record_checks.check_settings, [plain], max_seq_length=8,
         max_predictions_per_seq=2, vocab_size=30522, type_vocab_size=2)
     assert message.startswith(plain + ": the first record ")
     assert expected in message
@@ -336,7 +337,7 @@ class TestSettings:
       return path
 
     def check(*paths):
-      records.check_settings(list(paths), max_seq_length=8,
+      record_checks.check_settings(list(paths), max_seq_length=8,
                              max_predictions_per_seq=2, vocab_size=30522)
     one, plain = with_settings("a"), str(tmp_path / "b")
     shutil.copy(made, plain)

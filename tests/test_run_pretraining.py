@@ -16,6 +16,7 @@ import run_pretraining
 import runners
 from utils import input_pipeline
 from utils import metrics
+from utils import record_checks
 from utils import records
 from utils.errors import UserError
 
@@ -392,7 +393,7 @@ def test_what_the_graph_refuses_is_explained():
     payload = bytearray(record())
     payload[rng.randint(len(payload))] = rng.randint(256)
     damaged.append(bytes(payload))
-  features = records.features_of(SEQ, PREDICTIONS, VOCAB, 2)
+  features = record_checks.features_of(SEQ, PREDICTIONS, VOCAB, 2)
   bad = [p for name, p in BAD_RECORDS.items() if name != "junk"]
   assert dict(refusals([record()] + bad, features)) == dict(
       [(record(), False)] + [(payload, True) for payload in bad])
@@ -400,8 +401,8 @@ def test_what_the_graph_refuses_is_explained():
   assert len(refused) > 100
   for payload in bad + refused:
     with pytest.raises(UserError, match="x.tfrecord: a record "):
-      records.check_record(payload, features, "x.tfrecord")
-  records.check_record(record(), features, "x.tfrecord")
+      record_checks.check_record(payload, features, "x.tfrecord")
+  record_checks.check_record(record(), features, "x.tfrecord")
 
 
 def test_is_example():
@@ -442,9 +443,9 @@ def test_a_bad_record_among_good_ones_is_one_line(
 
 def test_a_fault_of_the_graph_is_no_bad_record(place):
   """Only where an inspection finds a fault is the graph's error replaced."""
+  features = record_checks.features_of(SEQ, 3, VOCAB, 2)
   source = input_pipeline.Source(lambda: iter([([record()], ["x.tfrecord"])]),
-                                 run_pretraining.inspector(
-                                     records.features_of(SEQ, 3, VOCAB, 2)))
+                                 run_pretraining.inspector(features))
   with pytest.raises(tf.errors.InvalidArgumentError, match="ours"):
     with input_pipeline.surfaced(source):
       list(source())
