@@ -1,36 +1,43 @@
 """Turns text into TFRecords for masked-LM and next-sentence pre-training.
 
 The text has one sentence a line and blank lines between documents. The
-instances are made as published (Devlin et al. 2018, section 3.1 and the
-reference's script of this name): pure functions of documents, rules and a
-stream of random numbers, in a thin shell that reads and writes.
-
-The only source of chance is `random.Random.random`, whose sequence Python
-promises never to change: the same seed gives the same bytes everywhere.
+instances are made by `utils/instances.py`; this is the shell that reads and
+writes, in as many processes as there are cores. The same text, seed and
+settings give the same bytes everywhere, however many processes there are.
 """
 
 import hashlib
-import itertools
 import os
 import random as random_module
 import time
-from typing import FrozenSet, List, NamedTuple
+from typing import List, NamedTuple, Optional
 
 from absl import flags
+import numpy as np
 
 import tokenization
 from utils import files
+from utils import instances
 from utils import logs
 from utils import records
+from utils import shares
+from utils import workers
 from utils.errors import UserError
 from utils.errors import run_main
 from utils.logs import LOGGER
 
-# Seconds between lines of progress.
-PROGRESS_SECONDS = 5.0
 # The shortest sequence: [CLS] a [SEP] b [SEP]. The longest: 16 times BERT's
-# own, since the record encoder's tables grow with its square (here 70 MB).
+# own, and what a key of `instances` has room for.
 SHORTEST, LONGEST = 5, 8192
+# Text of which the instances are mixed with each other, at most; more is done
+# block by block, so that memory does not grow with the text.
+BLOCK_BYTES = 16 << 20
+# A longer line is no sentence but a whole corpus.
+LONGEST_LINE = 16 << 20
+# Tokens, padding included, that are masked and written at a time.
+BATCH_TOKENS = 1 << 18
+_BUFFER = 1 << 20
+_ID_BYTES = 4
 # A text of which so large a share is [UNK] is not what the vocabulary is for.
 UNKNOWN_SHARE = 0.5
 
@@ -48,36 +55,16 @@ class DataConfig(NamedTuple):
   dupe_factor: int
   masked_lm_prob: float
   short_seq_prob: float
+  num_workers: int
+  num_shards: Optional[int]
+  shard_index: Optional[int]
 
 
-class Rules(NamedTuple):
-  """What the builders of instances must know.
-
-  `cls_id`, `sep_id`, `mask_id` are ids of the vocabulary;
-  `continuations` holds the ids of the pieces that go on a word ("##...").
-  """
-  max_seq_length: int
-  max_predictions_per_seq: int
-  masked_lm_prob: float
-  short_seq_prob: float
-  do_whole_word_mask: bool
-  vocab_size: int
-  cls_id: int
-  sep_id: int
-  mask_id: int
-  continuations: FrozenSet[int]
-
-
-class Instance(NamedTuple):
-  """One pair of segments with its masks, in the order of the encoder.
-
-  `first_length` counts the tokens of segment 0: [CLS], A and [SEP].
-  """
-  input_ids: List[int]
-  first_length: int
-  is_random_next: bool
-  masked_lm_positions: List[int]
-  masked_lm_ids: List[int]
+# What does not change the records.
+_NOT_CONTENT = ("input_file", "output_file", "vocab_file", "num_workers",
+                "num_shards", "shard_index")
+# Another number: other records from the same text and settings.
+_ALGORITHM = 2
 
 
 class Job(NamedTuple):
@@ -87,313 +74,168 @@ class Job(NamedTuple):
   seed: int
 
 
-# ------------------------------------------------- instances, pure functions
-
-
-def between(random, low, high):
-  """Returns an int drawn evenly from low..high, both included.
-
-  Args:
-    random: function that returns floats of [0, 1).
-    low: int.
-    high: int.
-  """
-  return low + int(random() * (high - low + 1))
-
-
-def shuffle(items, random):
-  """Permutes a list in place (Fisher and Yates)."""
-  for i in range(len(items) - 1, 0, -1):
-    j = int(random() * (i + 1))
-    items[i], items[j] = items[j], items[i]
-
-
-def _chain(sentences):
-  return list(itertools.chain.from_iterable(sentences))
-
-
-def create_instances_from_document(documents, index, rules, random):
-  """Makes the instances of one document, as published.
-
-  Sentences are gathered until they reach the target length, then divided at
-  a random sentence into A and B. In half of the cases, and always if there
-  is but one sentence, B is replaced by text of another document, and the
-  sentences that were to be B are used again.
-
-  Args:
-    documents: list of documents; a document is a list of sentences, a
-      sentence a list of ids, none of them empty.
-    index: which of them.
-    rules: Rules.
-    random: function that returns floats of [0, 1).
-
-  Returns:
-    List of Instance.
-  """
-  document = documents[index]
-  max_tokens = rules.max_seq_length - 3
-  target = max_tokens
-  # Short sequences are wasteful, but what comes after pre-training has them.
-  if random() < rules.short_seq_prob:
-    target = between(random, 2, max_tokens)
-  instances = []
-  start = 0
-  while start < len(document):
-    end = _chunk_end(document, start, target)
-    middle = start + 1
-    if end > middle:
-      middle = between(random, start + 1, end - 1)
-    first = _chain(document[start:middle])
-    is_random_next = end - start == 1 or random() < 0.5
-    if is_random_next:
-      second = _random_next(documents, index, target - len(first), random)
-      start = middle
-    else:
-      second = _chain(document[middle:end])
-      start = end
-    first, second = truncate_seq_pair(first, second, max_tokens, random)
-    instances.append(
-        _masked_instance(first, second, is_random_next, rules, random))
-  return instances
-
-
-def _chunk_end(document, start, target):
-  """Returns the end of the sentences from `start` that reach `target`."""
-  length = 0
-  for end in range(start, len(document)):
-    length += len(document[end])
-    if length >= target:
-      return end + 1
-  return len(document)
-
-
-def _random_next(documents, index, target, random):
-  """Returns `target` or more tokens (one sentence at least) from elsewhere.
-
-  "Elsewhere" is another document, unless ten draws all hit this one.
-  """
-  for _ in range(10):
-    other = between(random, 0, len(documents) - 1)
-    if other != index:
-      break
-  document = documents[other]
-  tokens = []
-  for i in range(between(random, 0, len(document) - 1), len(document)):
-    tokens.extend(document[i])
-    if len(tokens) >= target:
-      break
-  return tokens
-
-
-def truncate_seq_pair(first, second, max_tokens, random):
-  """Cuts tokens off the longer of two lists until both fit together.
-
-  Each token goes from the front or the back with equal chance, so that
-  neither sentence starts nor sentence ends are favoured.
-
-  Returns:
-    (first, second), their lengths adding up to `max_tokens` at most.
-  """
-  first_start, first_end = 0, len(first)
-  second_start, second_end = 0, len(second)
-  for _ in range(len(first) + len(second) - max_tokens):
-    at_front = random() < 0.5
-    if first_end - first_start > second_end - second_start:
-      if at_front:
-        first_start += 1
-      else:
-        first_end -= 1
-    elif at_front:
-      second_start += 1
-    else:
-      second_end -= 1
-  return first[first_start:first_end], second[second_start:second_end]
-
-
-def _masked_instance(first, second, is_random_next, rules, random):
-  """Returns the Instance of segments A and B (lists of ids)."""
-  separator = [rules.sep_id]
-  input_ids = [rules.cls_id] + first + separator + second + separator
-  first_length = len(first) + 2
-  positions, labels = create_masked_lm_predictions(
-      input_ids, first_length, rules, random)
-  return Instance(input_ids, first_length, is_random_next, positions, labels)
-
-
-def create_masked_lm_predictions(input_ids, first_length, rules, random):
-  """Masks tokens in place: 80 % [MASK], 10 % as they are, 10 % any token.
-
-  Args:
-    input_ids: list of ids with [CLS], [SEP] and [SEP], which stay.
-    first_length: number of tokens in segment 0.
-    rules: Rules.
-    random: function that returns floats of [0, 1).
-
-  Returns:
-    (positions, labels): lists of int, sorted by position; the labels are the
-    ids that were there.
-  """
-  count = min(rules.max_predictions_per_seq,
-              max(1, int(round(len(input_ids) * rules.masked_lm_prob))))
-  candidates = list(range(1, first_length - 1))
-  candidates.extend(range(first_length, len(input_ids) - 1))
-  if rules.do_whole_word_mask:
-    chosen = _choose_words(candidates, input_ids, count, rules, random)
-  else:
-    chosen = _choose_pieces(candidates, count, random)
-  original = input_ids[:]
-  for position in chosen:
-    if random() < 0.8:
-      input_ids[position] = rules.mask_id
-    elif random() >= 0.5:
-      input_ids[position] = int(random() * rules.vocab_size)
-  chosen.sort()
-  return chosen, [original[position] for position in chosen]
-
-
-def _choose_pieces(candidates, count, random):
-  """Returns `count` of `candidates`: the head of a random permutation."""
-  size = len(candidates)
-  count = min(count, size)
-  for i in range(count):
-    j = i + int(random() * (size - i))
-    candidates[i], candidates[j] = candidates[j], candidates[i]
-  return candidates[:count]
-
-
-def _choose_words(candidates, input_ids, count, rules, random):
-  """Returns the positions of whole words, at most `count` in all.
-
-  As published: words are taken in random order; one that would exceed
-  `count` is passed over. A "##" piece belongs to the word before it, even
-  where that word ends segment A (the start of B's word was cut off).
-  """
-  words = []
-  for position in candidates:
-    if words and input_ids[position] in rules.continuations:
-      words[-1].append(position)
-    else:
-      words.append([position])
-  shuffle(words, random)
-  chosen = []
-  for word in words:
-    if len(chosen) + len(word) <= count:
-      chosen.extend(word)
-    if len(chosen) == count:
-      break
-  return chosen
-
-
 # ------------------------------------------------------- reading and writing
 
 
-def read_documents(path, tokenizer):
-  """Reads a text file.
+class _Lines(object):
+  """Reads lines of text files in turn; every complaint names the place."""
+
+  def __init__(self, paths):
+    self._paths = paths
+
+  def __iter__(self):
+    """Yields (line without its end, bytes read), and "" after each file."""
+    for path in self._paths:
+      number = 0
+      try:
+        with open(path, "rb", _BUFFER) as stream:
+          while True:
+            number += 1
+            line = stream.readline(LONGEST_LINE + 1)
+            if len(line) > LONGEST_LINE:
+              raise UserError(
+                  "--input_file: line %d of %s has more than %d MB, but a line "
+                  "should be a sentence: run data/segment.py on it first"
+                  % (number, path, LONGEST_LINE >> 20))
+            if not line:
+              break
+            yield line.decode("utf-8").strip(), len(line)
+      except OSError as error:
+        raise UserError("--input_file: cannot read %s (%s)"
+                        % (path, error.strerror))
+      except UnicodeDecodeError:
+        raise UserError("--input_file: %s is not UTF-8 text (line %d): convert "
+                        "it first" % (path, number))
+      yield "", 0
+
+
+class _TextBuilder(object):
+  """Gathers sentences into a Text."""
+
+  def __init__(self):
+    self._tokens = bytearray()
+    self._starts = [0]
+    self._firsts = [0]
+
+  @property
+  def num_documents(self):
+    return len(self._firsts) - 1
+
+  def add_sentence(self, packed):
+    """Adds the ids of a sentence, bytes of int32; none is no sentence."""
+    if packed:
+      self._tokens += packed
+      self._starts.append(len(self._tokens) // _ID_BYTES)
+
+  def end_document(self):
+    """Ends the document; without sentences it is none."""
+    if len(self._starts) - 1 > self._firsts[-1]:
+      self._firsts.append(len(self._starts) - 1)
+
+  def text(self):
+    tokens = np.frombuffer(bytes(self._tokens), np.int32)
+    return instances.Text(tokens, self._starts, self._firsts)
+
+
+def read_texts(paths, tokenizer):
+  """Reads text files, some 16 MB at a time.
 
   Args:
-    path: UTF-8 text, one sentence a line, blank lines between documents.
+    paths: UTF-8 text, one sentence a line, blank lines between documents.
     tokenizer: FullTokenizer.
 
-  Returns:
-    List of documents: lists of sentences, which are lists of ids.
+  Yields:
+    `instances.Text`, several of about equal size where the files have more
+    than BLOCK_BYTES. A longer document than that is divided.
 
   Raises:
-    UserError: if the file cannot be read, is not UTF-8 or holds no text.
+    UserError: if a file cannot be read, is not UTF-8 or has an endless line,
+      or if there is no text at all.
   """
-  documents = [[]]
-  number = 0
+  total = sum(map(_size_of, paths))
+  block = total // max(1, -(-total // BLOCK_BYTES)) + 1
+  builder, size, document = _TextBuilder(), 0, 0
+  empty = True
+  for line, num_bytes in _Lines(paths):
+    size, document = size + num_bytes, document + num_bytes
+    if line:
+      builder.add_sentence(tokenizer.tokenize_to_packed(line))
+      if document < BLOCK_BYTES:
+        continue
+      LOGGER.warning("a document of more than %d MB is divided: it is as long "
+                     "as a shelf of books", BLOCK_BYTES >> 20)
+    document = 0
+    builder.end_document()
+    if size >= block and builder.num_documents:
+      yield builder.text()
+      builder, size, empty = _TextBuilder(), 0, False
+  if builder.num_documents:
+    yield builder.text()
+  elif empty:
+    raise UserError("--input_file: %s holds no text" % ", ".join(paths))
+
+
+def _size_of(path):
   try:
-    with open(path, "rb") as stream:
-      for number, line in enumerate(stream, 1):
-        line = line.decode("utf-8").strip()
-        if line:
-          ids = tokenizer.tokenize_to_ids(line)
-          if ids:
-            documents[-1].append(ids)
-        elif documents[-1]:
-          documents.append([])
+    return os.path.getsize(path)
   except OSError as error:
     raise UserError("--input_file: cannot read %s (%s)"
                     % (path, error.strerror))
-  except UnicodeDecodeError:
-    raise UserError("--input_file: %s is not UTF-8 text (line %d): convert "
-                    "it first" % (path, number))
-  if not documents[-1]:
-    documents.pop()
-  if not documents:
-    raise UserError("--input_file: %s holds no text" % path)
-  return documents
 
 
-class _Progress(object):
-  """Writes a line every few seconds."""
-
-  def __init__(self):
-    self._next = time.time() + PROGRESS_SECONDS
-
-  def tell(self, *message):
-    if time.time() >= self._next:
-      LOGGER.info(*message)
-      self._next = time.time() + PROGRESS_SECONDS
-
-
-def _read_all(paths, tokenizer):
-  documents = []
-  progress = _Progress()
-  for number, path in enumerate(paths, 1):
-    documents.extend(read_documents(path, tokenizer))
-    progress.tell("read %d of %d files, %d documents so far",
-                  number, len(paths), len(documents))
-  if len(documents) == 1:
+def _warn_of_text(text, unknown, job, vocab_file):
+  """Tells of what makes poor records of a Text."""
+  if len(text.firsts) == 2:
     LOGGER.warning(
         "%s is a single document, so its \"random\" next sentences come from "
-        "itself: put blank lines between documents", ", ".join(paths))
-  return documents
-
-
-def _warn_of_unknown(documents, unknown, job, vocab_file):
-  sentences = [s for document in documents for s in document]
-  share = sum(s.count(unknown) for s in sentences) / sum(map(len, sentences))
+        "itself: put blank lines between documents", ", ".join(job.inputs))
+  share = np.count_nonzero(text.tokens == unknown) / len(text.tokens)
   if share > UNKNOWN_SHARE:
     LOGGER.warning(
         "%.0f %% of the tokens of %s are [UNK]: is %s a vocabulary of that "
         "language?", 100 * share, ", ".join(job.inputs), vocab_file)
 
 
-def create_payloads(documents, config, rules, seed):
-  """Returns the serialized instances (list of bytes), in random order.
+def records_of(text, config, rules, encoder, seed):
+  """Yields the framed records of a Text, in random order, and their ends.
 
   Args:
-    documents: list of documents, put into another order here.
+    text: `instances.Text`.
     config: DataConfig.
-    rules: Rules.
-    seed: int.
+    rules: `instances.Rules`.
+    encoder: `records.BatchEncoder`.
+    seed: int of 64 bits.
   """
-  random = random_module.Random(seed).random
-  encoder = records.InstanceEncoder(
+  plan = instances.plan_instances(
+      text, rules, config.dupe_factor, random_module.Random(seed).random)
+  chance = np.random.RandomState([seed & 0xffffffff, seed >> 32])
+  order = chance.permutation(len(plan))
+  size = max(1, BATCH_TOKENS // rules.max_seq_length)
+  for start in range(0, len(order), size):
+    batch = instances.make_batch(
+        text, plan[order[start:start + size]], rules, chance)
+    yield encoder.encode(batch)
+
+
+def _records_of_job(job, config, rules, tokenizer, counts):
+  """Yields all records of a Job; `counts` (dict) gets its "documents"."""
+  encoder = records.BatchEncoder(
       rules.max_seq_length, rules.max_predictions_per_seq, rules.vocab_size)
-  shuffle(documents, random)
-  progress = _Progress()
-  payloads = []
-  for copy in range(1, config.dupe_factor + 1):
-    for index in range(len(documents)):
-      for instance in create_instances_from_document(
-          documents, index, rules, random):
-        payloads.append(encoder.encode(*instance))
-      progress.tell("copy %d of %d, document %d of %d: %d instances", copy,
-                    config.dupe_factor, index + 1, len(documents),
-                    len(payloads))
-  shuffle(payloads, random)
-  return payloads
+  for number, text in enumerate(read_texts(job.inputs, tokenizer)):
+    counts["documents"] += len(text.firsts) - 1
+    _warn_of_text(text, tokenizer.vocab["[UNK]"], job, config.vocab_file)
+    seed = job.seed if not number else _seed_of(job.seed, str(number))
+    for block in records_of(text, config, rules, encoder, seed):
+      yield block
 
 
 def settings_of(job, config, vocab_size):
   """Returns what decides the content of a job's files, as a dict."""
   values = config._asdict()
-  for place in ("input_file", "output_file", "vocab_file"):
-    del values[place]
+  for name in _NOT_CONTENT:
+    del values[name]
   return dict(
-      values, vocab_size=vocab_size, outputs=len(job.outputs),
+      values, algorithm=_ALGORITHM, vocab_size=vocab_size, outputs=len(job.outputs),
       vocab_sha256=files.sha256_of_file(config.vocab_file),
       inputs=[os.path.basename(path) for path in job.inputs],
       inputs_sha256=[files.sha256_of_file(path) for path in job.inputs])
@@ -414,21 +256,21 @@ def run_job(job, config, rules, tokenizer, keep_done):
   """
   settings = settings_of(job, config, rules.vocab_size)
   for path in job.outputs:
-    records.remove_leftovers(path)
+    files.remove_leftovers(path)
   if keep_done and all(records.made_with(p, settings) for p in job.outputs):
     LOGGER.info("kept %s: made from the same text with the same settings",
                 ", ".join(job.outputs))
     return 0
   start = time.time()
-  documents = _read_all(job.inputs, tokenizer)
-  _warn_of_unknown(documents, tokenizer.vocab["[UNK]"], job, config.vocab_file)
-  payloads = create_payloads(documents, config, rules, job.seed)
-  records.write_in_turn(job.outputs, payloads, settings)
+  counts = {"documents": 0}
+  written = records.write_in_turn(
+      job.outputs, _records_of_job(job, config, rules, tokenizer, counts),
+      settings)
   seconds = time.time() - start
   LOGGER.info("wrote %d instances of %d documents to %s in %.1f s (%.0f/s)",
-              len(payloads), len(documents), ", ".join(job.outputs), seconds,
-              len(payloads) / max(seconds, 1e-9))
-  return len(payloads)
+              written, counts["documents"], ", ".join(job.outputs), seconds,
+              written / max(seconds, 1e-9))
+  return written
 
 
 # -------------------------------------------------------------- command line
@@ -458,6 +300,14 @@ def define_flags():
       "dupe_factor", 10, "Passes over the text, with different masks.")
   flags.DEFINE_float("masked_lm_prob", 0.15, "Share of masked tokens.")
   flags.DEFINE_float("short_seq_prob", 0.1, "Share of shortened sequences.")
+  flags.DEFINE_integer(
+      "num_workers", None, "Processes, each at a file of its own where "
+      "--output_file is a folder. Default: as many as there are cores.")
+  flags.DEFINE_integer(
+      "num_shards", None, "Number of processes, on any machines, that share "
+      "the files out. Default: what mpirun, srun or a job array says, else 1.")
+  flags.DEFINE_integer(
+      "shard_index", None, "Which of them this is, from 0.")
 
 
 def _check_numbers(config):
@@ -466,7 +316,8 @@ def _check_numbers(config):
       ("max_seq_length", SHORTEST, LONGEST, "%d to %d" % (SHORTEST, LONGEST)),
       ("max_predictions_per_seq", 1, most,
        "1 to %d at a --max_seq_length of %d" % (most, most + 3)),
-      ("dupe_factor", 1, float("inf"), "1 or more")):
+      ("dupe_factor", 1, float("inf"), "1 or more"),
+      ("num_workers", 1, float("inf"), "1 or more")):
     value = getattr(config, name)
     if not low <= value <= high:
       raise UserError("--%s=%s: give %s" % (name, value, hint))
@@ -496,6 +347,8 @@ def checked(config):
 def config_from_flags():
   """Returns the validated DataConfig of the command line."""
   values = flags.FLAGS.flag_values_dict()
+  if values["num_workers"] is None:
+    values["num_workers"] = workers.default_num_workers()
   return checked(
       DataConfig(**{name: values[name] for name in DataConfig._fields}))
 
@@ -511,16 +364,16 @@ def rules_of(config, vocab):
       raise UserError("--vocab_file: %s has no token %s"
                       % (config.vocab_file, token))
   shared = {name: value for name, value in config._asdict().items()
-            if name in Rules._fields}
-  return Rules(
+            if name in instances.Rules._fields}
+  return instances.Rules(
       vocab_size=len(vocab), cls_id=vocab["[CLS]"], sep_id=vocab["[SEP]"],
       mask_id=vocab["[MASK]"],
       continuations=frozenset(index for token, index in vocab.items()
                               if token.startswith("##")), **shared)
 
 
-def _shard_seed(random_seed, name):
-  """Returns the seed of one file of a folder, whatever files lie beside."""
+def _seed_of(random_seed, name):
+  """Returns the seed (64 bits) of one file or block, whatever lies beside."""
   digest = hashlib.sha256(("%d/%s" % (random_seed, name)).encode("utf-8"))
   return int(digest.hexdigest()[:16], 16)
 
@@ -532,7 +385,7 @@ def _jobs_to_folder(inputs, config):
     name = os.path.basename(path)
     output = os.path.join(
         config.output_file, os.path.splitext(name)[0] + ".tfrecord")
-    jobs.append(Job([path], [output], _shard_seed(config.random_seed, name)))
+    jobs.append(Job([path], [output], _seed_of(config.random_seed, name)))
   return jobs
 
 
@@ -549,7 +402,7 @@ def jobs_of(config):
     jobs = _jobs_to_folder(inputs, config)
   else:
     outputs = [p.strip() for p in config.output_file.split(",") if p.strip()]
-    jobs = [Job(inputs, outputs, config.random_seed)]
+    jobs = [Job(inputs, outputs, config.random_seed & (1 << 64) - 1)]
   outputs = [path for job in jobs for path in job.outputs]
   if not outputs:
     raise UserError("--output_file names no file")
@@ -583,10 +436,18 @@ def run(config):
   rules = rules_of(config, vocab)
   tokenizer = tokenization.FullTokenizer(vocab, config.do_lower_case)
   jobs, to_folder = jobs_of(config)
-  for number, job in enumerate(jobs, 1):
-    if len(jobs) > 1:
-      LOGGER.info("file %d of %d: %s", number, len(jobs), job.inputs[0])
-    run_job(job, config, rules, tokenizer, keep_done=to_folder)
+  share = shares.share_of(config.shard_index, config.num_shards)
+  mine = share.mine(jobs)
+  if len(jobs) > 1 or share.count > 1:
+    LOGGER.info("%s: %d of %d record files, up to %d at a time", share,
+                len(mine), len(jobs), config.num_workers)
+  results = workers.run_all(
+      lambda job: run_job(job, config, rules, tokenizer, to_folder), mine,
+      config.num_workers)
+  written = sum(results)
+  if len(mine) > 1:
+    LOGGER.info("all %d files are there: %d instances written now", len(mine),
+                written)
 
 
 def main(unused_argv):

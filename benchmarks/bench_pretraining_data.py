@@ -82,14 +82,15 @@ def measure(options, folder):
   times = {"Google": ([], []), "this": ([], [])}
   counts = {}
   for _ in range(options.rounds):
-    for name, code in (("Google", GOOGLE), ("this", OURS)):
+    for name, code, extra in (
+        ("Google", GOOGLE, []), ("this", OURS, ["--num_workers=1"])):
       output = os.path.join(folder, name + ".tfrecord")
       work, whole = run(code, [
           "--input_file=" + text, "--output_file=" + output,
           "--vocab_file=" + os.path.abspath(options.vocab),
           "--dupe_factor=%d" % options.dupe_factor,
           "--max_seq_length=%d" % options.max_seq_length,
-          "--do_lower_case=true"])
+          "--do_lower_case=true"] + extra)
       times[name][0].append(work)
       times[name][1].append(whole)
       counts[name] = records.count_records(output)

@@ -1,15 +1,18 @@
 """utils/records: the bytes TensorFlow writes and reads, and bad files."""
 
+import itertools
 import json
 import random
 import shutil
 
+import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
 from utils import record_checks
 from utils import records
 from utils.errors import UserError
+from utils.instances import Batch
 
 FEATURES = {
     "input_ids": [101, 7, 30521, 127, 128, 16384, 0, 0],
@@ -26,6 +29,28 @@ def error_of(function, *args, **kwargs):
   message = str(caught.value)
   assert "\n" not in message
   return message
+
+
+# Ids, tokens in segment 0, random next, positions and labels of the masks.
+INSTANCE = ([101, 2000, 102, 30521, 102], 3, True, [1], [7])
+
+
+def framed(instances, size, predictions, vocab):
+  """Returns what BatchEncoder makes of instances, each like INSTANCE."""
+  def padded(rows, width):
+    return np.array([row + [0] * (width - len(row)) for row in rows])
+
+  ids, firsts, random_next, positions, labels = zip(*instances)
+  batch = Batch(
+      padded(ids, size), np.array(list(map(len, ids))), np.array(firsts),
+      np.array(random_next), padded(positions, predictions),
+      padded(labels, predictions), np.array(list(map(len, positions))))
+  return records.BatchEncoder(size, predictions, vocab).encode(batch)
+
+
+def payload_of(instance):
+  """Returns the serialized instance, of 8 tokens and 2 predictions."""
+  return framed([instance], 8, 2, 30522)[0][12:-4]
 
 
 def tf_example(features):
@@ -178,36 +203,58 @@ class TestExamples:
       except ValueError:
         pass
 
-  @pytest.mark.parametrize("size", [128, 140])
-  def test_instances(self, size):
+  @pytest.mark.parametrize("size,vocab", [
+      (128, 30522), (140, 30522), (129, 100), (512, 3000000)])
+  def test_instances(self, size, vocab, path):
     """The fast encoder gives what the plain one and TensorFlow give."""
     chance = random.Random(2)
-    encoder = records.InstanceEncoder(size, 6, 30522)
+    ids = [i for i in (0, 127, 128, 16383, 16384, 2097151, 2097152)
+           if i < vocab] + [vocab - 1]
+    instances, expected = [], []
     for _ in range(50):
       length, count = chance.randint(5, size), chance.randint(0, 6)
-      ids = [chance.choice([0, 127, 128, 16383, 16384, 30521])
-             for _ in range(length)]
+      tokens = [chance.choice(ids) for _ in range(length)]
       first = chance.randint(2, length - 1)
       positions = sorted(chance.sample(range(size), count))
-      labels = [chance.randrange(30522) for _ in range(count)]
+      labels = [chance.randrange(vocab) for _ in range(count)]
       random_next = chance.random() < 0.5
-      features = {
-          "input_ids": ids + [0] * (size - length),
+      instances.append((tokens, first, random_next, positions, labels))
+      expected.append({
+          "input_ids": tokens + [0] * (size - length),
           "input_mask": [1] * length + [0] * (size - length),
           "segment_ids": [0] * first + [1] * (length - first)
                          + [0] * (size - length),
           "masked_lm_positions": positions + [0] * (6 - count),
           "masked_lm_ids": labels + [0] * (6 - count),
           "masked_lm_weights": [1.0] * count + [0.0] * (6 - count),
-          "next_sentence_labels": [int(random_next)]}
-      payload = encoder.encode(ids, first, random_next, positions, labels)
+          "next_sentence_labels": [int(random_next)]})
+    data, ends = framed(instances, size, 6, vocab)
+    with open(path, "wb") as stream:
+      stream.write(data)
+    found = list(records.read_records(path))  # checks each CRC
+    assert ends.tolist() == list(itertools.accumulate(
+        len(payload) + 16 for payload in found))
+    for payload, features in zip(found, expected):
       assert payload == records.encode_features(features)
       assert payload == tf_example(features).SerializeToString(
           deterministic=True)
+    assert len(found) == len(expected)
+
+  def test_in_turn(self, tmp_path):
+    """Records go to the files one by one, across blocks of any size."""
+    blocks = [framed([INSTANCE[:4] + ([label],) for label in labels], 8, 2,
+                     30522) for labels in ([1, 2, 3, 4], [5], [6, 7])]
+    for count in (1, 2, 3):
+      paths = [str(tmp_path / ("%d-%d" % (count, i))) for i in range(count)]
+      assert records.write_in_turn(paths, blocks, {}) == 7
+      for i, path in enumerate(paths):
+        found = [records.decode_example(p)["masked_lm_ids"][0]
+                 for p in records.read_records(path)]
+        assert found == list(range(1, 8))[i::count]
+        assert records.count_records(path) == len(found)
 
   def test_tensorflow_parses_ours(self):
-    encoder = records.InstanceEncoder(8, 2, 30522)
-    payload = encoder.encode([101, 2000, 102, 30521, 102], 3, True, [1], [7])
+    payload = payload_of(INSTANCE)
     spec = {"input_ids": tf.FixedLenFeature([8], tf.int64),
             "segment_ids": tf.FixedLenFeature([8], tf.int64),
             "masked_lm_weights": tf.FixedLenFeature([2], tf.float32),
@@ -231,9 +278,8 @@ class TestSettings:
   @pytest.fixture
   def plain(self, path):
     """A record file without settings."""
-    encoder = records.InstanceEncoder(8, 2, 30522)
-    records.write_records(path, [
-        encoder.encode([101, 2000, 102, 3000, 102], 3, True, [1], [7])] * 3)
+    records.write_records(path, [payload_of(
+        ([101, 2000, 102, 3000, 102], 3, True, [1], [7]))] * 3)
     return path
 
   @pytest.fixture
@@ -366,8 +412,9 @@ class TestSettings:
       raise RuntimeError("on purpose")
     monkeypatch.setattr(records, "write_settings", killed)
     with pytest.raises(RuntimeError):
-      records.write_in_turn([made], [b"new"], self.SETTINGS)
-    assert list(records.read_records(made)) == [b"new"]
+      records.write_in_turn([made], [framed([INSTANCE], 8, 2, 30522)],
+                            self.SETTINGS)
+    assert list(records.read_records(made)) == [payload_of(INSTANCE)]
     assert records.read_settings(made) is None
 
   def test_globs_leave_settings_out(self, made, tmp_path):

@@ -106,6 +106,26 @@ def atomic_write(path, binary=False):
       os.remove(temporary)
 
 
+def _is_running(process):
+  """Says whether a process (its number as str) lives; a zombie does not."""
+  try:
+    with open("/proc/%s/stat" % process) as stream:
+      return stream.read().rpartition(")")[2].split()[0] != "Z"
+  except OSError:
+    return False
+
+
+def remove_leftovers(path):
+  """Removes the temporary files that killed writers of `path` left."""
+  folder, name = os.path.split(os.path.abspath(path))
+  for leftover in glob.glob(os.path.join(
+      glob.escape(folder), ".%s*.*.tmp" % glob.escape(name))):
+    process = leftover.split(".")[-2]
+    if process.isdigit() and not _is_running(process):
+      with contextlib.suppress(FileNotFoundError):
+        os.remove(leftover)
+
+
 @contextlib.contextmanager
 def atomic_folder(path):
   """Yields a temporary folder that becomes `path` when the block succeeds.

@@ -1,24 +1,30 @@
-"""create_pretraining_data: the published algorithm, rates and pairs."""
+"""instances: the published algorithm, rates and pairs."""
 
 import collections
 import itertools
 import random
 import re
+import zlib
+from array import array
+from typing import List, NamedTuple
 from unittest import mock
 
 from absl import flags
+import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-import create_pretraining_data as cpd
 import tokenization
+from utils import instances as making
 
 CLS, SEP, MASK = 1, 2, 3
+# Of test_same_bytes_everywhere.
+DIGEST = 3764434511
 
 
 def rules_for(vocab_size, **changes):
   """Returns Rules with the published defaults, but for `changes`."""
-  rules = cpd.Rules(
+  rules = making.Rules(
       max_seq_length=128, max_predictions_per_seq=20, masked_lm_prob=0.15,
       short_seq_prob=0.1, do_whole_word_mask=False, vocab_size=vocab_size,
       cls_id=CLS, sep_id=SEP, mask_id=MASK, continuations=frozenset())
@@ -32,11 +38,56 @@ def numbered_documents(count, sentences, sentence_length):
            for _ in range(sentences)] for _ in range(count)]
 
 
+class Instance(NamedTuple):
+  """One row of a batch, without its padding."""
+  input_ids: List[int]
+  first_length: int
+  is_random_next: bool
+  masked_lm_positions: List[int]
+  masked_lm_ids: List[int]
+
+
+def text_of(documents):
+  """Returns the Text of documents, which are lists of lists of ids."""
+  sentences = [s for d in documents for s in d]
+  return making.Text(
+      np.array([i for s in sentences for i in s], np.int32),
+      [0] + list(itertools.accumulate(map(len, sentences))),
+      [0] + list(itertools.accumulate(map(len, documents))))
+
+
+def rows_of(batch):
+  """Returns the instances (list of Instance) of a batch; checks the padding."""
+  found = []
+  for i, count in enumerate(batch.counts.tolist()):
+    length = int(batch.lengths[i])
+    assert not batch.input_ids[i, length:].any()
+    assert not batch.positions[i, count:].any()
+    assert not batch.labels[i, count:].any()
+    found.append(Instance(
+        batch.input_ids[i, :length].tolist(), int(batch.first_lengths[i]),
+        bool(batch.is_random_next[i]), batch.positions[i, :count].tolist(),
+        batch.labels[i, :count].tolist()))
+  return found
+
+
+def make(text, plan, rules, seed):
+  return rows_of(making.make_batch(
+      text, plan, rules, np.random.RandomState(seed)))
+
+
 def all_instances(documents, rules, seed=1):
-  chance = random.Random(seed).random
-  return [instance for i in range(len(documents))
-          for instance in cpd.create_instances_from_document(
-              documents, i, rules, chance)]
+  """Returns the instances of one pass, in the order of the documents."""
+  text = text_of(documents)
+  plan = making.plan_instances(text, rules, 1, random.Random(seed).random)
+  return make(text, plan, rules, seed)
+
+
+def planned(text, index, rules, chance):
+  """Returns the plan of one document: rows of five numbers."""
+  plan = array("i")
+  making.plan_document(text, index, rules, chance, plan)
+  return np.array(plan, np.int32).reshape(-1, 5)
 
 
 def unmasked(instance):
@@ -88,7 +139,7 @@ def assert_even(counts, values):
   assert chi_square < freedom * (1 - spread + 3.09 * spread ** 0.5) ** 3
 
 
-def of_two_sentences(instances):
+def of_two_sentences(plan):
   """Leaves out what is random by rule: chunks of but one sentence.
 
   Where no sentence reaches the target length alone, that is only a
@@ -96,11 +147,11 @@ def of_two_sentences(instances):
   left the others for a further chunk.
 
   Args:
-    instances: those of one document, in order.
+    plan: rows of one document, in order.
   """
-  if instances and instances[-1].is_random_next:
-    return instances[:-1]
-  return instances
+  if len(plan) and plan[-1, 4]:
+    return plan[:-1]
+  return plan
 
 
 @pytest.fixture(scope="module")
@@ -147,26 +198,16 @@ def real_instances(book_ids, real_rules):
 
 
 class TestLikeGoogle(object):
-  """Google's functions, drawing from our stream, give our instances."""
+  """Google's function, drawing from our stream, makes our pairs."""
 
   class Stream(object):
     """A random.Random for Google's code that draws as ours does."""
 
-    def __init__(self, seed, rules):
+    def __init__(self, seed):
       self.random = random.Random(seed).random
-      self._rules = rules
 
     def randint(self, low, high):
-      return cpd.between(self.random, low, high)
-
-    def shuffle(self, items):
-      """Puts the tokens that will be masked first, as ours does."""
-      length = len(items) + 3
-      count = min(self._rules.max_predictions_per_seq, len(items), max(
-          1, int(round(length * self._rules.masked_lm_prob))))
-      for i in range(count):
-        j = cpd.between(self.random, i, len(items) - 1)
-        items[i], items[j] = items[j], items[i]
+      return making.between(self.random, low, high)
 
   @pytest.fixture(scope="class")
   def google(self):
@@ -178,32 +219,65 @@ class TestLikeGoogle(object):
     with mock.patch.multiple(tf.flags, **nothing):
       return pytest.importorskip("bert.create_pretraining_data")
 
-  @pytest.mark.parametrize("seq,predictions,short", [
-      (128, 20, 0.1), (64, 4, 1.0), (5, 2, 0.5), (512, 77, 0.0)])
-  def test_instances(self, google, book, book_ids, vocab, real_rules, seq,
-                     predictions, short):
-    rules = real_rules._replace(
-        max_seq_length=seq, max_predictions_per_seq=predictions,
-        short_seq_prob=short)
-    words = list(vocab)
-    theirs = self.Stream(seq, rules)
-    ours = random.Random(seq).random
+  @pytest.mark.parametrize("seq,short", [
+      (128, 0.1), (64, 1.0), (5, 0.5), (512, 0.0)])
+  def test_pairs(self, google, book, book_ids, vocab, real_rules, seq, short):
+    """All that comes before cutting and masking, which draw in another way."""
+    rules = real_rules._replace(max_seq_length=seq, short_seq_prob=short)
+    text = text_of(book_ids)
+    words = np.array(list(vocab))[text.tokens].tolist()
+    theirs, ours = self.Stream(seq), random.Random(seq).random
+    pairs = []
+
+    def keep(first, second, most, stream):
+      assert most == seq - 3 and stream is theirs
+      pairs.append((list(first), list(second)))
+      del first[1:], second[1:]
+
     compared = 0
-    for index in range(0, len(book), 1 if seq > 64 else 7):
-      expected = google.create_instances_from_document(
-          book, index, seq, short, 0.15, predictions, words, theirs)
-      found = cpd.create_instances_from_document(
-          book_ids, index, rules, ours)
-      assert len(found) == len(expected)
-      for mine, google_s in zip(found, expected):
-        compared += 1
-        assert [words[i] for i in mine.input_ids] == google_s.tokens
-        assert mine.first_length == google_s.segment_ids.count(0)
-        assert mine.is_random_next == google_s.is_random_next
-        assert mine.masked_lm_positions == google_s.masked_lm_positions
-        assert [words[i] for i in mine.masked_lm_ids] == (
-            google_s.masked_lm_labels)
+    with mock.patch.object(google, "truncate_seq_pair", keep):
+      for index in range(0, len(book), 1 if seq > 64 else 7):
+        del pairs[:]
+        with mock.patch.object(google, "create_masked_lm_predictions",
+                               lambda tokens, *rest: (tokens, [], [])):
+          expected = google.create_instances_from_document(
+              book, index, seq, short, 0.15, 20, words, theirs)
+        found = planned(text, index, rules, ours).tolist()
+        assert len(found) == len(expected)
+        for row, pair, instance in zip(found, pairs, expected):
+          compared += 1
+          assert words[row[0]:row[1]] == pair[0]
+          assert words[row[2]:row[3]] == pair[1]
+          assert bool(row[4]) == instance.is_random_next
     assert compared > 200
+
+  def test_cuts(self, google):
+    """How much goes from which segment."""
+    chance = random.Random(4)
+    lengths = [(chance.choice([1, 2, 60, chance.randrange(1, 400)]),
+                chance.choice([1, 2, 60, chance.randrange(1, 400)]))
+               for _ in range(2000)]
+    plan = np.array([(0, a, 1000, 1000 + b, 0) for a, b in lengths], np.int32)
+    _, first, _, second = making.cut_pairs(plan, 125, np.random.RandomState(1))
+    for (a, b), mine in zip(lengths, zip(first, second)):
+      left, right = [0] * a, [0] * b
+      google.truncate_seq_pair(left, right, 125, chance)
+      assert mine == (len(left), len(right)), (a, b)
+
+  def test_number_of_masks(self, google, vocab, real_rules):
+    words = list(vocab)
+    for length in list(range(5, 129)):
+      ids = np.full((1, 128), 0)
+      ids[0, :length] = [real_rules.cls_id, 2000, real_rules.sep_id] + (
+          [3000] * (length - 4)) + [real_rules.sep_id]
+      candidates = (ids == 2000) | (ids == 3000)
+      tokens = [words[i] for i in ids[0, :length]]
+      _, positions, _ = google.create_masked_lm_predictions(
+          tokens, 0.15, 20, words, random.Random(1))
+      _, _, counts = making.mask_tokens(
+          ids, candidates, np.array([length]), real_rules,
+          np.random.RandomState(1))
+      assert counts.tolist() == [len(positions)]
 
 
 class TestMasking(object):
@@ -271,19 +345,32 @@ class TestMasking(object):
       for segment in unmasked(instance):
         assert segment == list(range(segment[0], segment[-1] + 1))
 
+  @staticmethod
+  def masked(ids, rules, seed=1):
+    """Masks one row, a list of ids; returns (positions, labels)."""
+    row = np.zeros((1, rules.max_seq_length), np.int64)
+    row[0, :len(ids)] = ids
+    positions, labels, counts = making.mask_tokens(
+        row, row >= 10, np.array([len(ids)]), rules,
+        np.random.RandomState(seed))
+    return (positions[0, :counts[0]].tolist(), labels[0, :counts[0]].tolist())
+
   def test_at_least_one(self):
-    ids = [CLS, 10, SEP, 11, SEP]
-    chance = random.Random(1).random
-    positions, labels = cpd.create_masked_lm_predictions(
-        ids, 3, rules_for(20, masked_lm_prob=0.01), chance)
+    positions, labels = self.masked(
+        [CLS, 10, SEP, 11, SEP], rules_for(20, masked_lm_prob=0.01))
     assert len(positions) == 1 and labels[0] in (10, 11)
 
   def test_no_more_than_there_are(self):
-    ids = [CLS, 10, SEP, 11, SEP]
-    chance = random.Random(1).random
-    positions, labels = cpd.create_masked_lm_predictions(
-        ids, 3, rules_for(20, masked_lm_prob=0.99), chance)
-    assert positions == [1, 3] and labels == [10, 11]
+    assert self.masked([CLS, 10, SEP, 11, SEP], rules_for(
+        20, masked_lm_prob=0.99)) == ([1, 3], [10, 11])
+
+  def test_sets_are_equally_likely(self):
+    """Each pair of four candidates, so neighbours are independent."""
+    rules = rules_for(20, masked_lm_prob=0.29)
+    counts = collections.Counter(
+        tuple(self.masked([CLS, 10, 11, SEP, 12, 13, SEP], rules, seed)[0])
+        for seed in range(6000))
+    assert_even(counts, [(1, 2), (1, 4), (1, 5), (2, 4), (2, 5), (4, 5)])
 
 
 class TestWholeWords(object):
@@ -325,14 +412,29 @@ class TestWholeWords(object):
     """A word of three pieces never fits into two predictions."""
     rules = rules_for(100, do_whole_word_mask=True, masked_lm_prob=0.2,
                       continuations=frozenset([50, 51, 52]))
-    chance = random.Random(3).random
-    seen = set()
-    for _ in range(200):
-      ids = [CLS, 10, 50, 51, 11, SEP, 52, 12, 13, SEP]
-      positions, _ = cpd.create_masked_lm_predictions(ids, 6, rules, chance)
-      seen.add(tuple(positions))
+    ids = [CLS, 10, 50, 51, 11, SEP, 52, 12, 13, SEP]
+    seen = {tuple(TestMasking.masked(ids, rules, seed)[0])
+            for seed in range(200)}
     # 52 has lost its word's start and goes with the last word of A.
     assert seen == {(4, 6), (7, 8)}
+
+  def test_a_cut_word_at_the_start(self):
+    """A piece without a word before it is a word of its own."""
+    rules = rules_for(100, do_whole_word_mask=True, masked_lm_prob=0.01,
+                      continuations=frozenset([50, 51]))
+    ids = [CLS, 50, 10, SEP, 51, SEP]
+    seen = {tuple(TestMasking.masked(ids, rules, seed)[0])
+            for seed in range(200)}
+    assert seen == {(1,)}
+
+  def test_order_of_words_is_even(self):
+    rules = rules_for(100, do_whole_word_mask=True, masked_lm_prob=0.01,
+                      continuations=frozenset([50]))
+    counts = collections.Counter(
+        tuple(TestMasking.masked(
+            [CLS, 10, 11, 50, SEP, 12, 13, SEP], rules, seed)[0])
+        for seed in range(4000))
+    assert_even(counts, [(1,), (5,), (6,)])
 
 
 class TestPairs(object):
@@ -356,10 +458,9 @@ class TestPairs(object):
   def test_half_are_random(self):
     documents = numbered_documents(8, 16000, 1)
     rules = rules_for(200000, max_seq_length=13, max_predictions_per_seq=1)
-    chance = random.Random(2).random
-    labels = [i.is_random_next for index in range(len(documents))
-              for i in of_two_sentences(cpd.create_instances_from_document(
-                  documents, index, rules, chance))]
+    chance, text = random.Random(2).random, text_of(documents)
+    labels = [row[4] for index in range(len(documents))
+              for row in of_two_sentences(planned(text, index, rules, chance))]
     assert_near(sum(labels), len(labels), 0.5, tells_from=0.47)
 
   def test_half_are_random_on_real_text(self, book_ids, real_rules):
@@ -368,11 +469,9 @@ class TestPairs(object):
     # No sentence may reach the target alone.
     documents = [d for d in book_ids if max(map(len, d)) < 317]
     assert len(documents) > 0.9 * len(book_ids)
-    chance = random.Random(3).random
-    labels = [i.is_random_next for _ in range(20)
-              for index in range(len(documents))
-              for i in of_two_sentences(cpd.create_instances_from_document(
-                  documents, index, rules, chance))]
+    chance, text = random.Random(3).random, text_of(documents)
+    labels = [row[4] for _ in range(20) for index in range(len(documents))
+              for row in of_two_sentences(planned(text, index, rules, chance))]
     assert_near(sum(labels), len(labels), 0.5, tells_from=0.46)
 
   def test_all_text_is_used(self):
@@ -407,14 +506,10 @@ class TestPairs(object):
     documents = numbered_documents(20000, 33, 1)
     rules = rules_for(1000000, max_seq_length=35, max_predictions_per_seq=1,
                       short_seq_prob=short_seq_prob)
-    chance = random.Random(seed).random
-    lengths = []
-    for index in range(len(documents)):
-      first = cpd.create_instances_from_document(
-          documents, index, rules, chance)[0]
-      if not first.is_random_next:
-        lengths.append(len(first.input_ids) - 3)
-    return lengths
+    chance, text = random.Random(seed).random, text_of(documents)
+    firsts = [planned(text, index, rules, chance)[0]
+              for index in range(len(documents))]
+    return [int(row[3] - row[0]) for row in firsts if not row[4]]
 
   def test_a_tenth_is_short(self):
     lengths = self.first_lengths(0.1, 7)
@@ -436,7 +531,7 @@ class TestPairs(object):
     documents = [d[i:i + 7] for d in book_ids for i in range(0, len(d), 7)]
     documents = [d for d in documents if sum(map(len, d)) >= size]
     expected = variance = found = 0
-    chance = random.Random(10).random
+    chance, text = random.Random(10).random, text_of(documents)
     for index, document in enumerate(documents):
       ends = list(itertools.accumulate(map(len, document)))
       # The chunk of each target, where it shows that the target was short:
@@ -448,27 +543,35 @@ class TestPairs(object):
       expected += repeats * odds
       variance += repeats * odds * (1 - odds)
       for _ in range(repeats):
-        first = cpd.create_instances_from_document(
-            documents, index, rules, chance)[0]
-        found += not first.is_random_next and len(first.input_ids) < size + 3
+        row = planned(text, index, rules, chance)[0]
+        found += bool(not row[4] and row[3] - row[0] < size)
     width = SURE * variance ** 0.5
     assert abs(found - expected) < width, (found, expected)
     # A fifth less would have been seen.
     assert 2 * width < 0.2 * expected, (width, expected)
 
   def test_truncation_at_both_ends(self):
-    first, second = list(range(300)), list(range(1000, 1200))
-    chance = random.Random(11).random
-    cut_front = cut_back = 0
-    for _ in range(200):
-      a, b = cpd.truncate_seq_pair(first, second, 125, chance)
-      assert len(a) + len(b) == 125 and abs(len(a) - len(b)) <= 1
-      assert a == list(range(a[0], a[0] + len(a)))
-      assert b == list(range(b[0], b[0] + len(b)))
-      cut_front += a[0] + b[0] - 1000
-      cut_back += 299 - a[-1] + 1199 - b[-1]
-    assert_near(cut_front, cut_front + cut_back, 0.5)
-    assert cpd.truncate_seq_pair([1, 2], [3], 3, chance) == ([1, 2], [3])
+    plan = np.array([(0, 300, 1000, 1200, 0)] * 200, np.int32)
+    a, a_length, b, b_length = making.cut_pairs(
+        plan, 125, np.random.RandomState(11))
+    assert (a_length == 62 + (a_length > b_length)).all()
+    assert (a_length + b_length == 125).all()
+    assert (a >= 0).all() and (a + a_length <= 300).all()
+    assert (b >= 1000).all() and (b + b_length <= 1200).all()
+    cut_front = int(a.sum() + b.sum()) - 200 * 1000
+    assert_near(cut_front, 200 * 375, 0.5)
+
+  def test_no_truncation(self):
+    plan = np.array([(5, 7, 9, 10, 1), (5, 8, 20, 30, 0)], np.int32)
+    assert [x.tolist() for x in making.cut_pairs(
+        plan[:1], 3, np.random.RandomState(1))] == [[5], [2], [9], [1]]
+    # Beside a row that is cut, and a long one: bits are counted row by row.
+    a, a_length, b, b_length = making.cut_pairs(
+        np.concatenate([plan, [(0, 100000, 7, 8, 0)]]), 12,
+        np.random.RandomState(1))
+    assert a_length.tolist() == [2, 3, 11] and b_length.tolist() == [1, 9, 1]
+    assert a[0] == 5 and b[0] == 9 and a[1] == 5 and b[1] in (20, 21)
+    assert_near(int(a[2]), 99989, 0.5)
 
   def test_truncation_on_real_text(self, book_ids, real_rules):
     """Cuts reach sentence starts and ends equally often."""
@@ -495,39 +598,36 @@ class TestCopies(object):
   @pytest.mark.parametrize("factor", [1, 4])
   def test_dupe_factor_on_real_text(self, book_ids, real_rules, factor):
     """Each document comes so often, with other masks each time."""
-    config = cpd.DataConfig(**dict(
-        dict.fromkeys(cpd.DataConfig._fields), dupe_factor=factor))
-    create = cpd.create_instances_from_document
-    seen, made = collections.Counter(), []
-
-    def counted(documents, index, rules, chance):
-      instances = create(documents, index, rules, chance)
-      seen[index] += 1
-      made.extend(instances)
-      return instances
-
-    with mock.patch.object(cpd, "create_instances_from_document", counted):
-      payloads = cpd.create_payloads(list(book_ids), config, real_rules, 5)
-    assert seen == {index: factor for index in range(len(book_ids))}
-    assert len(payloads) == len(made) == len(set(payloads))
-    tokens = sum(len(s) for d in book_ids for s in d)
+    text = text_of(book_ids)
+    plan = making.plan_instances(
+        text, real_rules, factor, random.Random(5).random)
+    # A pass begins where the first document begins.
+    starts = np.flatnonzero(plan[:, 0] == 0)
+    assert len(starts) == factor and starts[0] == 0
+    for document in range(len(book_ids)):
+      low, high = (text.starts[text.firsts[d]] for d in (document,
+                                                         document + 1))
+      assert np.count_nonzero(plan[:, 0] == low) == factor
+      inside = (plan[:, 0] >= low) & (plan[:, 0] < high)
+      assert (plan[inside, 1] <= high).all()
+    made = make(text, plan, real_rules, 5)
+    assert len({str(instance) for instance in made}) == len(plan)
     # Three quarters of a sequence are new text, the rest comes from elsewhere.
-    assert abs(len(payloads) * 125 * 0.75 / tokens / factor - 1) < 0.15
+    assert abs(len(plan) * 125 * 0.75 / len(text.tokens) / factor - 1) < 0.15
 
 
 class TestChance(object):
 
   def test_between(self):
     stream = iter([0.0, 0.999999999, 0.5]).__next__
-    assert [cpd.between(stream, 3, 5) for _ in range(3)] == [3, 5, 4]
+    assert [making.between(stream, 3, 5) for _ in range(3)] == [3, 5, 4]
 
-  def test_shuffle_is_even(self):
-    chance = random.Random(1).random
-    counts = collections.Counter()
-    for _ in range(6000):
-      items = [1, 2, 3]
-      cpd.shuffle(items, chance)
-      counts[tuple(items)] += 1
-    assert len(counts) == 6
-    for count in counts.values():
-      assert_near(count, 6000, 1 / 6.0)
+  def test_same_bytes_everywhere(self):
+    """The streams and what is made of them, on any Python and numpy."""
+    text = text_of(numbered_documents(3, 4, 30))
+    rules = rules_for(20000, max_seq_length=40, max_predictions_per_seq=4)
+    plan = making.plan_instances(text, rules, 1, random.Random(1).random)
+    batch = making.make_batch(text, plan, rules, np.random.RandomState([1, 2]))
+    digest = zlib.crc32(repr(
+        [plan.tolist()] + [value.tolist() for value in batch]).encode())
+    assert digest == DIGEST
