@@ -39,6 +39,7 @@ class PretrainingConfig(NamedTuple):
   input_file: str
   eval_input_file: Optional[str]
   output_dir: str
+  batch_sources: str
   init_checkpoint: Optional[str]
   do_train: bool
   do_eval: bool
@@ -66,7 +67,12 @@ def define_flags():
   runner_flags.define_common(
       learning_rate=5e-5, train_batch_size=32, max_seq_length=512)
   flags.DEFINE_string(
-      "input_file", None, "TFRecords to train on: globs, commas between.")
+      "input_file", None, "TFRecords to train on: globs, commas between; each "
+      "of them is a source of its own.")
+  flags.DEFINE_enum(
+      "batch_sources", "mixed", ["mixed", "single"], "Where there are several "
+      "sources: records of all in each batch, or of one; in both cases each "
+      "source has its share of the records.")
   flags.DEFINE_string(
       "eval_input_file", None,
       "Held-out TFRecords for --do_eval; default: those of --input_file.")
@@ -325,20 +331,46 @@ def record_files(config, bert_config, flag):
   return found
 
 
+def train_sources(config, bert_config):
+  """Returns [(record files, their numbers of records)] of --input_file.
+
+  Each of its patterns is a source.
+
+  Raises:
+    UserError: as `record_files`, and where two have a file in common.
+  """
+  record_files(config, bert_config, "input_file")
+  found, seen = [], set()
+  for pattern in config.input_file.split(","):
+    if not pattern.strip():
+      continue
+    paths = records.record_files(pattern, "input_file")
+    twice = seen.intersection(map(os.path.realpath, paths))
+    if twice:
+      raise UserError("--input_file: %s is in two of its sources: name it once"
+                      % sorted(twice)[0])
+    seen.update(map(os.path.realpath, paths))
+    found.append((paths, [records.count_records(path) for path in paths]))
+  return found
+
+
 def train(config, bert_config):
   """Trains to --num_train_steps from wherever the folder stands."""
-  train_files = record_files(config, bert_config, "input_file")
+  sources = train_sources(config, bert_config)
   features = features_of(config, bert_config)
-  counts = [records.count_records(path) for path in train_files]
+  total = sum(sum(counts) for _, counts in sources)
   runner_flags.check_enough("train_batch_size", config.train_batch_size,
-                            sum(counts), "records in --input_file")
-  LOGGER.info("training on %d records in %d files", sum(counts),
-              len(train_files))
+                            total, "records in --input_file")
+  LOGGER.info("training on %d records in %d files%s", total,
+              sum(len(paths) for paths, _ in sources), "" if len(sources) == 1
+              else " of %d sources, batches %s" % (len(sources),
+                                                   config.batch_sources))
+  unit = 1 if config.batch_sources == "mixed" else config.train_batch_size
 
   def batches(consumed):
     return _in_batches(
-        order.shuffled_records(train_files, counts, config.seed, consumed,
-                               _read), config.train_batch_size)
+        order.mixed_records(sources, config.seed, consumed, unit, _read),
+        config.train_batch_size)
 
   training.train(
       config, bert_config, model_fn, config.num_train_steps,

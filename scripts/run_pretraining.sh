@@ -6,7 +6,8 @@
 #     --train_steps 2000 --warmup_steps 200 --input_file 'my_records/*.tfrecord'
 #
 # Batch sizes and the learning rate are for each GPU. Without --input_file it
-# reads the Wikipedia and book records under DATA_DIR. It writes checkpoints,
+# reads the records that run_preprocessing.sh made of each of the --sources
+# (environment: SOURCES) under DATA_DIR. It writes checkpoints,
 # metrics.jsonl, eval_results.txt and pretraining.log to
 # RESULTS_DIR/pretraining_<date>, takes many days for BERT-large on a V100 with
 # the defaults, and goes on where it stopped when the same command is repeated.
@@ -15,6 +16,8 @@
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source=scripts/lib/sources.sh
+source "$root/scripts/lib/sources.sh"
 
 train_batch_size=14 eval_batch_size=8 learning_rate=1e-4 precision=fp16
 use_xla=true num_gpus='' warmup_steps=10000 train_steps=1144000
@@ -34,12 +37,15 @@ END
 # shellcheck disable=SC2034  # some are read by name only
 bert_model=large bert_config='' input_file='' eval_input_file='' seed=''
 init_checkpoint='' max_seq_length=512 max_predictions_per_seq=80
-max_eval_steps=100 do_train=true do_eval=true
+max_eval_steps=100 do_train=true do_eval=true batch_sources=mixed
+sources=${SOURCES-}
 options <<'END'
 bert_model text base, large, or a folder with bert_config.json
 bert_config path? bert_config.json in place of the model's
-input_file paths? TFRecords, globs and commas; empty: both corpora of DATA_DIR
-eval_input_file paths? the same, held out; empty: the training files
+sources text? corpora of DATA_DIR, commas between; empty: wikipedia_corpus and bookcorpus
+input_file paths? TFRecords, globs and commas, in place of the sources
+eval_input_file paths? the same, held out; empty: the sources' test part, else the training files
+batch_sources choice:mixed|single records of all sources in each batch, or of one
 init_checkpoint path? weights to begin with; empty: random ones
 max_seq_length count tokens a sequence, as the records were made
 max_predictions_per_seq count masked tokens a sequence, likewise
@@ -78,28 +84,6 @@ find_config() {
     "give --bert_model base, large or a folder, or --bert_config FILE"
 }
 
-find_records() {
-  # input_file: as given, else the corpora under DATA_DIR that have records.
-  local corpus folder both='' absent=''
-  [[ -z $input_file ]] || return 0
-  for corpus in wikipedia_corpus bookcorpus; do
-    folder=$data_dir/$corpus/final_tfrecords_sharded
-    both+=${both:+,}"$folder/*.tfrecord*"
-    if [[ -n $(find "$folder/" -maxdepth 1 -name '*.tfrecord*' 2>&-) ]]; then
-      input_file+=${input_file:+,}"$folder/*.tfrecord*"
-    else
-      absent+=${absent:+ and }$folder
-    fi
-  done
-  if [[ -z $input_file ]]; then
-    missing "no records in $absent: give --input_file 'GLOB'" \
-      "(create_pretraining_data.py makes them from text) or set DATA_DIR"
-    input_file=$both
-  elif [[ -n $absent ]]; then
-    note "no records in $absent: training without them"
-  fi
-}
-
 find_config
 find_records
 [[ -z $init_checkpoint ]] ||
@@ -111,7 +95,8 @@ flags=("--bert_config_file=$bert_config" "--input_file=$input_file"
   "--num_warmup_steps=$warmup_steps" "--max_seq_length=$max_seq_length"
   "--max_predictions_per_seq=$max_predictions_per_seq"
   "--save_checkpoints_steps=$save_checkpoint_steps"
-  "--max_eval_steps=$max_eval_steps" "${precision_flags[@]}")
+  "--batch_sources=$batch_sources" "--max_eval_steps=$max_eval_steps"
+  "${precision_flags[@]}")
 for name in eval_input_file init_checkpoint seed; do
   if [[ -n ${!name} ]]; then flags+=("--$name=${!name}"); fi
 done

@@ -160,6 +160,7 @@ def pretraining_golden(site, **changes):
       train_batch_size="14", eval_batch_size="8", learning_rate="1e-4",
       num_train_steps="1144000", num_warmup_steps="10000",
       max_seq_length="512", max_predictions_per_seq="80", max_eval_steps="100",
+      batch_sources="mixed",
       save_checkpoints_steps="5000", use_fp16="true", use_xla="true")
   flags.update(changes)
   return flags

@@ -165,6 +165,35 @@ def test_preset_and_single_corpus(gpu_site):
       subprocess.CompletedProcess([], 0, "", done.stderr), 0)
 
 
+def test_sources(gpu_site):
+  """Records made for the lengths come first, and their test part is scored."""
+  def made(corpus, side, lengths="seq_512_pred_80"):
+    folder = (gpu_site.data / corpus / "final_tfrecords_sharded" / lengths
+              / side)
+    folder.mkdir(parents=True)
+    (folder / "a.tfrecord").write_bytes(b"")
+    return str(folder) + "/*.tfrecord"
+
+  train, test = made("mine", "training"), made("mine", "test")
+  made("mine", "training", "seq_128_pred_20")
+  old = str(gpu_site.data / "bookcorpus/final_tfrecords_sharded/*.tfrecord*")
+  words = ["run_pretraining.sh", "--num_gpus=1", "--sources=mine,bookcorpus",
+           "--batch_sources=single"]
+  flags = gpu_site.command(*words)
+  assert flags["input_file"] == train + "," + old
+  assert flags["eval_input_file"] == test
+  assert flags["batch_sources"] == "single"
+  flags = gpu_site.command(*words, "--eval_input_file=/held/out")
+  assert flags["eval_input_file"] == "/held/out"
+  flags = gpu_site.command("run_pretraining.sh", "--num_gpus=1",
+                           env={"SOURCES": "mine"})
+  assert flags["input_file"] == train
+  # One that was named has to be there, for these lengths.
+  line = one_line(gpu_site.run(*words, "--max_seq_length=64"), 1)
+  assert "no records for length 64 and 80 predictions in" in line
+  assert "/mine/final_tfrecords_sharded: make them" in line
+
+
 def test_config_file(gpu_site):
   config = gpu_site.home / "my.conf"
   config.write_bytes(
@@ -470,7 +499,7 @@ def test_missing_file(site, script, words, parts):
 def test_no_records(site):
   done = site.run("run_pretraining.sh", env={"DATA_DIR": "elsewhere"})
   line = one_line(done, 1)
-  assert "no records in" in line and "--input_file" in line
+  assert "no records for length 512" in line and "--input_file" in line
   assert str(site.home / "elsewhere/wikipedia_corpus") in line
 
 

@@ -76,3 +76,69 @@ def test_index_batches_cross_epochs_and_resume():
 def test_permutation_is_frozen():
   # Any other order would break the resume of existing runs.
   assert list(order.permutation(1, 2, 6, 3)) == [0, 2, 4, 5, 3, 1]
+
+
+class TestSources(object):
+  """Several sources: each has its share, and a resume finds its place."""
+
+  @pytest.fixture
+  def sources(self, shards):
+    paths, counts = shards
+    # 17 + 5 + 1, 30 and 9 records.
+    return [(paths[:3], counts[:3]), ([paths[6]], [counts[6]]),
+            (paths[3:5], counts[3:5])]
+
+  @staticmethod
+  def source_of(payload):
+    number = int(payload.split(b"/")[0])
+    return 0 if number < 3 else 1 if number == 6 else 2
+
+  @staticmethod
+  def take(sources, count, consumed=0, unit=1):
+    return list(itertools.islice(
+        order.mixed_records(sources, 1, consumed, unit), count))
+
+  def test_shares(self, sources):
+    """Never a record away from its share, so each stretch has them all."""
+    labels = [self.source_of(p) for p in self.take(sources, 4 * 62)]
+    for end in range(1, len(labels) + 1):
+      for source, size in enumerate((23, 30, 9)):
+        assert abs(labels[:end].count(source) - end * size / 62.0) < 1.01
+    for start in range(0, 248, 31):
+      assert set(labels[start:start + 31]) == {0, 1, 2}
+
+  @pytest.mark.parametrize("unit", [1, 5])
+  def test_each_goes_through_its_epochs(self, sources, unit):
+    stream = self.take(sources, 1240, unit=unit)
+    for source, (paths, counts) in enumerate(sources):
+      mine = [p for p in stream if self.source_of(p) == source]
+      size = sum(counts)
+      assert mine == take((paths, counts), len(mine), seed=1 + source)
+      assert len(set(mine[:size])) == size
+
+  def test_a_unit_is_of_one_source(self, sources):
+    stream = self.take(sources, 620, unit=5)
+    labels = [self.source_of(p) for p in stream]
+    units = [set(labels[i:i + 5]) for i in range(0, 620, 5)]
+    assert all(len(unit) == 1 for unit in units)
+    assert [sum(unit == {s} for unit in units) for s in range(3)] == [46, 60,
+                                                                      18]
+
+  @pytest.mark.parametrize("unit", [1, 5])
+  def test_resume(self, sources, unit):
+    whole = self.take(sources, 400, unit=unit)
+    for consumed in (0, 5, 30, 145, 310):
+      rest = self.take(sources, 400 - consumed, consumed, unit)
+      assert rest == whole[consumed:]
+
+  def test_a_single_source_is_as_without(self, shards):
+    assert self.take([shards], 200, 33) == take(shards, 200, consumed=33)
+
+  @pytest.mark.parametrize("sizes", [
+      [1], [3, 1], [1, 1, 1, 1], [1000, 1], [7, 300, 2, 2, 90, 1]])
+  def test_turns_far_ahead_are_those_one_by_one(self, sizes):
+    done = [0] * len(sizes)
+    for turn in range(1500):
+      assert order.turns_of(sizes, turn) == done
+      done[order._next_turn(sizes, done)] += 1
+    assert sum(order.turns_of(sizes, 10 ** 12 + 1)) == 10 ** 12 + 1

@@ -146,6 +146,40 @@ def test_held_out_records_are_what_is_evaluated(place, trained, tmp_path):
       trained[0] / "eval_results.txt").read_bytes()
 
 
+@pytest.mark.parametrize("batch_sources", ["mixed", "single"])
+def test_several_sources(place, tmp_path, batch_sources):
+  """A run over both, thrown back to step 4, ends with the same losses."""
+  second = write_records(tmp_path / "second.tfrecord", 40, seed=51)
+  output = tmp_path / "out"
+
+  def losses():
+    result = runners.call("run_pretraining", settings(
+        place, output, input_file="%s,%s" % (place / "part-*.tfrecord", second),
+        do_eval=False, num_train_steps=8, save_checkpoints_steps=4,
+        batch_sources=batch_sources))
+    assert result.status == 0, result.err
+    assert "of 2 sources, batches %s" % batch_sources in result.err
+    return [r["loss"] for r in rows(output)]
+
+  whole = losses()
+  assert len(whole) == 8
+  for path in output.glob("model.ckpt-8.*"):
+    path.unlink()
+  (output / "checkpoint").write_text(
+      'model_checkpoint_path: "model.ckpt-4"\n'
+      'all_model_checkpoint_paths: "model.ckpt-4"\n')
+  assert losses() == whole
+  assert (output / "model.ckpt-8.index").exists()
+
+
+def test_a_file_in_two_sources(place, tmp_path):
+  one = sorted(place.glob("part-*.tfrecord"))[0]
+  result = runners.call("run_pretraining", settings(
+      place, tmp_path / "out", do_eval=False,
+      input_file="%s,%s" % (place / "part-*.tfrecord", one)))
+  assert "%s is in two of its sources" % one in result.error
+
+
 def test_tensorboard_has_what_metrics_jsonl_has(trained):
   found = {}
   for path in trained[0].glob("events.out.tfevents.*"):

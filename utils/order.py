@@ -147,3 +147,54 @@ def shuffled_records(files, counts, seed, consumed=0,
         yield window[i]
       offset = 0
     epoch, consumed = epoch + 1, 0
+
+
+def _next_turn(sizes, done):
+  """Returns the source that is furthest behind its share (Webster's rule)."""
+  return max(range(len(sizes)),
+             key=lambda i: (sizes[i] / (2.0 * done[i] + 1), -i))
+
+
+def turns_of(sizes, turns):
+  """Returns how many of the first `turns` turns each source has.
+
+  In proportion to the sizes, and one turn more never takes one away.
+
+  Args:
+    sizes: list of int, records of each source, none 0.
+    turns: int.
+  """
+  # Rounded shares are at most half the number of sources from the exact ones.
+  spare = len(sizes) // 2 + 1
+  done = [max(0, size * turns // sum(sizes) - spare) for size in sizes]
+  while sum(done) < turns:
+    done[_next_turn(sizes, done)] += 1
+  return done
+
+
+def mixed_records(sources, seed, consumed=0, unit=1,
+                  read=records.read_records):
+  """Yields the records of several sources in turn, without end.
+
+  Each source is shuffled by itself and goes through its own epochs; turns are
+  dealt in proportion to the sizes, so that their epochs keep in step.
+
+  Args:
+    sources: list of (files, counts), each as for `shuffled_records`.
+    seed: seed of the run.
+    consumed: number of records that the run has had already; a multiple of
+      `unit`, unless the batch size was changed.
+    unit: records a turn: 1 mixes the sources in each batch, the batch size
+      gives each batch to one of them.
+    read: as for `shuffled_records`.
+  """
+  sizes = [sum(counts) for _, counts in sources]
+  done = turns_of(sizes, -(-consumed // unit))
+  streams = [
+      shuffled_records(paths, counts, seed + i, done[i] * unit, read)
+      for i, (paths, counts) in enumerate(sources)]
+  while True:
+    i = _next_turn(sizes, done)
+    done[i] += 1
+    for _ in range(unit):
+      yield next(streams[i])

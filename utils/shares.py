@@ -6,9 +6,11 @@ MPI (OMPI_COMM_WORLD_RANK), others that speak PMI (PMI_RANK), `srun`
 talk to each other: who does what follows from the number alone.
 """
 
+import argparse
 import os
 from typing import NamedTuple
 
+from utils import errors
 from utils.errors import UserError
 
 
@@ -103,3 +105,15 @@ def share_of(shard_index=None, num_shards=None, environ=None):
     raise UserError("part %d of %d (%s) does not exist: parts are numbered "
                     "from 0" % (share.index, share.count, share.source))
   return share
+
+
+def main():
+  """Prints the number of this part, from 0, for launchers."""
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  add_arguments(parser)
+  options = parser.parse_args()
+  print(errors.guard(share_of, options.shard_index, options.num_shards).index)
+
+
+if __name__ == "__main__":
+  main()

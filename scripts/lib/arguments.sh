@@ -13,6 +13,7 @@ argument_names=() positional_names=() positionals=() extra_flags=()
 declare -A argument_kind=() argument_help=() argument_default=() aliases=()
 declare -A stated=()     # name -> where its value was stated; unset: default
 stack='' run_dir='' fresh=false dry_run=false
+keeps_runs=true           # false: the program has no run folder
 # These two also stand alone on the command line.
 argument_kind[fresh]=flag argument_kind[dry_run]=flag
 
@@ -44,8 +45,10 @@ show_help() {
     printf '  %-24s %s [%s]\n' "$name" "${argument_help[$name]}" \
       "${argument_default[$name]}"
   done
-  cat <<'END'
-  --config FILE            lines of name=value; the command line wins
+  printf '  --%-22s %s\n' 'config FILE' \
+    'lines of name=value; the command line wins'
+  if $keeps_runs; then
+    cat <<'END'
   --fresh                  begin a new run, even where an unfinished one waits
   --dry_run                print the Python command and its folder, do nothing
   -- FLAG ...              handed to the Python program as they are
@@ -54,6 +57,14 @@ Environment: DATA_DIR [data in the checkout], RESULTS_DIR [/results where it
 can be written, else results in the checkout], BERT_STACK (as --stack),
 BERT_PYTHON (an interpreter in place of the one that setup.sh made).
 END
+  else
+    cat <<'END'
+  --dry_run                print the Python commands, do nothing
+
+Environment: DATA_DIR [data in the checkout], BERT_STACK (as --stack),
+BERT_PYTHON (an interpreter in place of the one that setup.sh made).
+END
+  fi
 }
 
 unknown_name() {
@@ -122,7 +133,10 @@ split_words() {
     case $1 in
       --) shift; extra_flags=("$@"); break ;;
       -h | --help) show_help; exit 0 ;;
-      --dry_run | --fresh) names+=("${1#--}") values+=(true) ;;
+      --fresh) $keeps_runs || usage_error "--fresh: delete what is to be made" \
+        "anew"
+        names+=(fresh) values+=(true) ;;
+      --dry_run) names+=("${1#--}") values+=(true) ;;
       --*)
         name=${1%%=*} name=${name#--} name=${aliases[$name]-$name}
         [[ $name == config || -n ${argument_kind[$name]-} ]] ||
@@ -158,9 +172,16 @@ parse_arguments() {
   local -A named=()
   options <<'END'
 stack choice:tf1|tf2? TensorFlow stack; empty: BERT_STACK, else tf1 where set up
+END
+  if $keeps_runs; then
+    options <<'END'
 run_dir path? folder of the run; empty: one of its own under RESULTS_DIR
 END
+  fi
   split_words "$@"
+  if ! $keeps_runs && ((${#extra_flags[@]})); then
+    usage_error "-- is for launchers of one program"
+  fi
   check_extra_flags
   if declare -F rewrite_positionals >/dev/null; then rewrite_positionals; fi
   for index in "${!names[@]}"; do
