@@ -18,7 +18,10 @@ NO_TENSORFLOW = [
     "tokenization.py", "create_pretraining_data.py", "utils/records.py",
     "utils/squad_data.py", "utils/squad_features.py",
     "utils/squad_answers.py", "utils/squad_score.py", "utils/files.py",
-    "utils/errors.py", "utils/order.py"]
+    "utils/errors.py", "utils/order.py", "utils/workers.py",
+    "utils/stages.py", "utils/instances.py", "data/check_records.py",
+    "data/download/__main__.py", "data/extract_wikipedia.py",
+    "data/clean_text.py", "data/segment.py", "data/shard.py"]
 # What a serving client takes along: nothing to install.
 STANDARD_LIBRARY_ALONE = ["tokenization", "utils.errors", "utils.files",
                           "utils.squad_score"]
