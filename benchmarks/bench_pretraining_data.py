@@ -1,13 +1,14 @@
 """Times create_pretraining_data.py against Google's script, on one core.
 
     python benchmarks/bench_pretraining_data.py BOOK... --vocab VOCAB
-        [--rounds 3] [--dupe_factor 5] [--max_seq_length 128]
+        [--rounds 3] [--dupe_factor 5] [--max_seq_length 128] [--cores_alone]
 
 Splits the books into one sentence a line, a chapter a document, then runs
 Google's script (PyPI bert-tensorflow) and this one in turn, each in a process
 of its own. Prints instances, CPU seconds of the work alone (imports left
 out, which favours Google's: TensorFlow takes seconds) and of the whole
-process, their medians and the ratios.
+process, their medians and the ratios. Then the same text in eight files, by
+one process and by two in turn: seconds of the whole command, by the clock.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -72,29 +74,51 @@ def run(code, arguments):
   return float(output.decode().split()[-1]), whole
 
 
-def measure(options, folder):
+def flags_of(options, source, output):
+  """Returns the flags that both scripts take."""
+  return ["--input_file=" + source, "--output_file=" + output,
+          "--vocab_file=" + os.path.abspath(options.vocab),
+          "--dupe_factor=%d" % options.dupe_factor,
+          "--max_seq_length=%d" % options.max_seq_length,
+          "--do_lower_case=true"]
+
+
+def measure(options, text, folder):
   """Returns {name: (instances, [work seconds], [process seconds])}."""
-  text = os.path.join(folder, "text.txt")
-  write_sentences(options.books, text)
-  print("%.2f MB of text, %d copies, length %d" % (
-      os.path.getsize(text) / 1e6, options.dupe_factor,
-      options.max_seq_length))
   times = {"Google": ([], []), "this": ([], [])}
   counts = {}
   for _ in range(options.rounds):
     for name, code, extra in (
         ("Google", GOOGLE, []), ("this", OURS, ["--num_workers=1"])):
       output = os.path.join(folder, name + ".tfrecord")
-      work, whole = run(code, [
-          "--input_file=" + text, "--output_file=" + output,
-          "--vocab_file=" + os.path.abspath(options.vocab),
-          "--dupe_factor=%d" % options.dupe_factor,
-          "--max_seq_length=%d" % options.max_seq_length,
-          "--do_lower_case=true"] + extra)
+      work, whole = run(code, flags_of(options, text, output) + extra)
       times[name][0].append(work)
       times[name][1].append(whole)
       counts[name] = records.count_records(output)
   return {name: (counts[name],) + times[name] for name in times}
+
+
+def measure_cores(options, text, folder):
+  """Returns {processes: [seconds by the clock]} for the text in eight files."""
+  with open(text, encoding="utf-8") as stream:
+    documents = stream.read().strip().split("\n\n")
+  for part in range(8):
+    with open(os.path.join(folder, "part%d.txt" % part), "w",
+              encoding="utf-8") as out:
+      out.write("\n\n".join(documents[part::8]) + "\n\n")
+  seconds = {1: [], 2: []}
+  for turn in range(options.rounds):
+    for processes in seconds:
+      output = os.path.join(folder, "%d-%d" % (turn, processes))
+      os.mkdir(output)
+      start = time.time()
+      subprocess.check_call(
+          [sys.executable, os.path.join(ROOT, "create_pretraining_data.py"),
+           "--num_workers=%d" % processes]
+          + flags_of(options, os.path.join(folder, "part*.txt"), output),
+          stderr=subprocess.DEVNULL)
+      seconds[processes].append(time.time() - start)
+  return seconds
 
 
 def main():
@@ -103,19 +127,35 @@ def main():
   parser.add_argument("books", nargs="+", help="UTF-8 text files")
   parser.add_argument("--vocab", required=True, help="uncased vocabulary")
   parser.add_argument("--rounds", type=int, default=3)
+  parser.add_argument("--cores_alone", action="store_true",
+                      help="leave Google's script out")
   parser.add_argument("--dupe_factor", type=int, default=5)
   parser.add_argument("--max_seq_length", type=int, default=128)
   options = parser.parse_args()
   with tempfile.TemporaryDirectory() as folder:
-    results = measure(options, folder)
+    text = os.path.join(folder, "text.txt")
+    write_sentences(options.books, text)
+    print("%.2f MB of text, %d copies, length %d" % (
+        os.path.getsize(text) / 1e6, options.dupe_factor,
+        options.max_seq_length))
+    results = {}
+    if not options.cores_alone:
+      results = measure(options, text, folder)
+    seconds = measure_cores(options, text, folder)
   for name, (count, work, whole) in results.items():
     print("%-7s %6d instances, work %s s (%.0f instances/s), process %s s" % (
         name, count, " ".join("%.2f" % s for s in work),
         count / statistics.median(work), " ".join("%.2f" % s for s in whole)))
   for label, place in (("work alone", 1), ("whole process", 2)):
-    print("%-13s %.1f times as fast" % (
-        label, statistics.median(results["Google"][place])
-        / statistics.median(results["this"][place])))
+    if results:
+      print("%-13s %.1f times as fast" % (
+          label, statistics.median(results["Google"][place])
+          / statistics.median(results["this"][place])))
+  for processes, times in seconds.items():
+    print("%d processes: %s s" % (processes,
+                                  " ".join("%.2f" % s for s in times)))
+  print("two processes %.2f times as fast as one" % statistics.median(
+      one / two for one, two in zip(seconds[1], seconds[2])))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,10 @@ VENV = pathlib.Path(sys.prefix)
 STACK = "tf1" if tf.__version__.startswith("1.") else "tf2"
 LAUNCHERS = sorted(path.name for path in (ROOT / "scripts").glob("*.sh")
                    if "\narguments <<" in path.read_text(encoding="utf-8"))
+# The table is that of the last one, which takes all that the others take.
+PREPARATIONS = ["data/wikipedia_corpus/run_preprocessing.sh",
+                "data/bookcorpus/run_preprocessing.sh",
+                "data/run_preprocessing.sh"]
 PROGRAMS = ["create_pretraining_data", "run_pretraining", "run_squad"]
 NONE = "–"
 # Why some blocks are not run, and what they say: a new one has to be added
@@ -35,6 +39,20 @@ NOT_RUN = {
     "they set up and take minutes":
         ["bash scripts/quickstart.sh", "bash scripts/test.sh"],
     "it is for the reader's own shell": ["source .venv/tf1/bin/activate"],
+    "it downloads": [
+        "bash scripts/data_download.sh squad weights",
+        "bash scripts/data_download.sh"],
+    "it downloads from a mirror": [
+        "BERT_MIRROR_SQUAD=http://mirror/squad bash scripts/data_download.sh "
+        "squad",
+        "bash scripts/data_download.sh --mirrors my_mirrors.conf"],
+    "it needs several machines": [
+        "mpirun -np 4 bash data/wikipedia_corpus/run_preprocessing.sh",
+        "srun -N 4 bash data/wikipedia_corpus/run_preprocessing.sh",
+        "sbatch --array=0-3 "
+        "--wrap='bash data/wikipedia_corpus/run_preprocessing.sh'",
+        "bash data/wikipedia_corpus/run_preprocessing.sh --num_shards 4 "
+        "--shard_index 2"],
     "on real text they take minutes": [
         "python benchmarks/bench_tokenization.py books/*.txt --vocab vocab.txt",
         "python benchmarks/bench_pretraining_data.py books/*.txt --vocab "
@@ -65,10 +83,15 @@ NOT_RUN = {
 # Files that the dry runs name beside the sample's: a model's folder, a run's,
 # questions, records.
 MODELS = ["data/minilm",
+          "data/pretrained_models_google/uncased_L-24_H-1024_A-16",
           "data/pretrained_models_google/uncased_L-12_H-768_A-12"]
 RUNS = ["results/squad_base"]
-RECORDS = ["my_records/train/a.tfrecord", "my_records/held_out/a.tfrecord",
-           "my_records/train-0.tfrecord", "my_records/held-0.tfrecord"]
+CORPORA = ["data/wikipedia_corpus/download/a.xml.bz2",
+           "data/bookcorpus/download/a.txt"]
+RECORDS = ["data/%s/final_tfrecords_sharded/seq_128_pred_20/training/a.tfrecord"
+           % corpus for corpus in ("wikipedia_corpus", "bookcorpus")] + [
+               "my_records/train/a.tfrecord", "my_records/held_out/a.tfrecord",
+               "my_records/train-0.tfrecord", "my_records/held-0.tfrecord"]
 
 # --- reading the page --------------------------------------------------------
 
@@ -159,9 +182,12 @@ def run_quietly(words, **kwargs):
 
 def declared_arguments(script):
   """Returns (by position, by name only): lists of (name, default)."""
-  text = run_quietly(["bash", str(ROOT / "scripts" / script), "--help"],
+  path = ROOT / script if "/" in script else ROOT / "scripts" / script
+  text = run_quietly(["bash", str(path), "--help"],
                      env=dict(os.environ, RESULTS_DIR="/results"))
   parts = re.split(r"^(?:Arguments, in|Options, as).*$", text, flags=re.M)[1:]
+  if len(parts) == 1 and "Arguments, in" not in text:
+    parts.insert(0, "")
   assert len(parts) == 2, text
   return [re.findall(r"^  (\w+) .*\[(.*)\]$", part, re.M) for part in parts]
 
@@ -189,7 +215,7 @@ print(json.dumps(found))
 def test_every_launcher_and_program_has_a_table():
   found = re.findall(r"^### `(.*)`$", README, re.M)
   assert sorted(found) == sorted(
-      ["scripts/" + name for name in LAUNCHERS]
+      ["scripts/" + name for name in LAUNCHERS] + PREPARATIONS[-1:]
       + [name + ".py" for name in PROGRAMS])
 
 
@@ -206,6 +232,23 @@ def test_arguments_of_launchers(script):
               for number, (name, default) in enumerate(by_position, 1)]
   expected += [("", name, default or NONE) for name, default in by_name]
   assert shown == expected
+
+
+def test_arguments_of_preparations():
+  by_position, by_name = declared_arguments(PREPARATIONS[-1])
+  assert by_name.pop() == ("stack", "")
+  shown = [(number, names(name)[0], default) for number, name, default, _
+           in rows("`%s`" % PREPARATIONS[-1], "#")]
+  assert shown == [
+      (str(number), name, default or NONE)
+      for number, (name, default) in enumerate(by_position, 1)] + [
+          ("", name, default or NONE) for name, default in by_name]
+  shared = [item for item in by_name if item[0] not in ("documents", "pattern")]
+  for script in PREPARATIONS[:-1]:
+    own = declared_arguments(script)
+    assert own[0] == []
+    assert [name for name, _ in own[1][:2]] == ["input", "corpus_name"]
+    assert own[1][2:] == shared + [("stack", "")]
 
 
 def test_words_of_every_launcher():
@@ -240,7 +283,7 @@ def test_environment_variables():
   scripts = "".join(path.read_text(encoding="utf-8")
                     for path in (ROOT / "scripts").rglob("*.sh"))
   used = set(re.findall(
-      r"\$\{?((?:BERT|FROM)_[A-Z_]+|DATA_DIR|RESULTS_DIR"
+      r"\$\{?((?:BERT|FROM)_[A-Z_]+|DATA_DIR|RESULTS_DIR|SOURCES"
       r"|(?:CUDA|NVIDIA)_VISIBLE_DEVICES)\b", scripts))
   shown = [names(row[0])[0]
            for row in rows("Places and environment", "Variable")]
@@ -255,8 +298,8 @@ def known_flags(program, declared):
   path = ROOT / program
   if path.stem in declared and path.suffix == ".py":
     return set(declared[path.stem])
-  if path.name in LAUNCHERS:
-    by_position, by_name = declared_arguments(path.name)
+  if path.name in LAUNCHERS or program in PREPARATIONS:
+    by_position, by_name = declared_arguments(program)
     return {name for name, _ in by_position + by_name} | {
         "config", "fresh", "dry_run", "help"}
   if path.suffix == ".sh":
@@ -300,11 +343,14 @@ def test_paths_and_flags_of_the_text_exist(declared_flags):
   code = " ".join(re.findall(r"`([^`]+)`", prose))
   paths = set(re.findall(
       r"(?<![\w/.-])((?:scripts|utils|tests|benchmarks|data/sample)/[\w./*-]+"
+      r"|data/\w+/run_preprocessing\.sh|data/\w+\.(?:py|sh)"
       r"|\w+\.py|Dockerfile)(?![\w/])", code))
   for path in paths:
     assert (ROOT / path).exists(), path
   known = {"no" + n for f in declared_flags.values() for n in f}
   sources = (["scripts/" + n for n in LAUNCHERS] + [p + ".py" for p in PROGRAMS]
+             + PREPARATIONS + ["scripts/data_download.sh",
+                               "data/check_records.py"]
              + ["scripts/setup.sh", "scripts/test.sh", "utils/squad_score.py",
                 "utils/convert_checkpoint.py", "utils/plot_metrics.py"])
   for source in sources:
@@ -393,7 +439,8 @@ def test_examples_run_as_written(examples):
 def test_examples_cover_the_programs(examples):
   ran = " ".join(d.block.text for d in examples.done)
   programs = ["scripts/" + name for name in LAUNCHERS] + [
-      "create_pretraining_data.py", "utils/squad_score.py",
+      "data/run_preprocessing.sh", "data/check_records.py",
+      "scripts/data_download.sh", "create_pretraining_data.py", "utils/squad_score.py",
       "--to=safetensors", "--to=tf", "utils/plot_metrics.py"]
   assert not [p for p in programs if p not in ran]
 
@@ -462,6 +509,18 @@ def test_weights_come_back_as_the_same_bits(examples):
     assert read_json(results / name)["vocab_size"] == size
 
 
+def test_a_corpus_of_ones_own(examples):
+  """Prepared, checked, trained on, and scored on its held-out part."""
+  made = (examples.home / "data" / "my_corpus" / "final_tfrecords_sharded"
+          / "seq_64_pred_10")
+  assert len(list((made / "training").glob("*.tfrecord"))) == 4
+  report = examples.home / "results" / "my_corpus"
+  assert (report / "check_records.png").read_bytes().startswith(b"\x89PNG")
+  config = read_json(
+      examples.home / "results" / "my_corpus_run" / "config.json")
+  assert str(made / "test") in json.dumps(config)
+
+
 def test_curves_are_pictures(examples):
   for name in ("my_pretraining.png", "my_squad.png"):
     content = (examples.home / "results" / name).read_bytes()
@@ -494,7 +553,7 @@ def lay_stand_ins(home):
   for name in RUNS:
     (home / name).mkdir(parents=True)
     (home / name / "model.ckpt-7.index").touch()
-  for name in RECORDS:
+  for name in RECORDS + CORPORA:
     (home / name).parent.mkdir(parents=True, exist_ok=True)
     (home / name).touch()
   for version in ("1.1", "2.0"):
@@ -511,7 +570,7 @@ def lay_stand_ins(home):
 def dry(command):
   """Returns a launcher's command line with --dry_run as its first word."""
   changed, count = re.subn(
-      r"^((?:\w+=\S* )*bash scripts/(?:docker/)?\w+\.sh)(?= |$)",
+      r"^((?:\w+=\S* )*bash (?:scripts|data)/(?:\w+/)?\w+\.sh)(?= |$)",
       r"\1 --dry_run", command)
   assert count == 1, "no launcher: only those can be run dry: " + command
   return changed
@@ -545,6 +604,10 @@ def test_examples_that_take_long_run_dry(traveller, declared_flags, block):
     printed = shlex.split(done.out.splitlines()[-1])
     if "docker/" in command:
       assert printed[0] == "docker", done.out
+      continue
+    if "run_preprocessing" in command:
+      for line in done.out.splitlines():
+        assert pathlib.Path(shlex.split(line)[1]).is_file(), line
       continue
     program = pathlib.Path(printed[1])
     flags = {re.match(r"--(\w+)=", w).group(1) for w in printed[2:]}
