@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import peak_memory
 import pytest
 import tensorflow.compat.v1 as tf
 
@@ -580,12 +581,12 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     records.write_records(path, [payload] * (5000 * times))
     done = subprocess.run(
         [sys.executable, "-c",
-         "import resource, sys; sys.path.insert(0, %r)\n"
+         "import sys; sys.path.insert(0, %r)\n"
          "from utils import record_statistics\n"
          "record_statistics.check_file(%r)\n"
          "assert 'tensorflow' not in sys.modules\n"
-         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-         % (str(check_records.__file__).rsplit("/", 2)[0], path)],
+         % (str(check_records.__file__).rsplit("/", 2)[0], path)
+         + peak_memory.PRINT],
         stdout=subprocess.PIPE, check=True)
-    peaks.append(int(done.stdout))
+    peaks.append(peak_memory.of_printed(done.stdout))
   assert peaks[1] - peaks[0] < 8 << 10

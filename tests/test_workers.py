@@ -166,6 +166,7 @@ class TestStages(object):
       stages.wait_for(pieces, 0, "pieces")
     assert "1 of 3 pieces are still missing" in str(caught.value)
     assert pieces[1].output in str(caught.value)
+    assert stages.wait_for(pieces, 1, "pieces", lambda: True) is None
     # Another part makes the last one while this one waits.
     naps = []
 

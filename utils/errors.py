@@ -60,7 +60,7 @@ def guard(function, *args):
   except UserError as error:
     fail(error)
   except KeyboardInterrupt:
-    fail("interrupted; the same command goes on from the last checkpoint", 130)
+    fail("interrupted; the same command goes on where it stopped", 130)
   except Exception as error:  # pylint: disable=broad-except
     if not disk_full(error):
       logger = logging.getLogger("bert")

@@ -124,16 +124,17 @@ def run_pieces(function, pieces, num_workers, share=shares.WHOLE):
           for piece, found in zip(mine, counts)]
 
 
-def wait_for(pieces, wait_minutes, what):
+def wait_for(pieces, wait_minutes, what, unless=lambda: False):
   """Waits until other parts have made their pieces, too.
 
   Args:
     pieces: list of Piece, of all parts.
     wait_minutes: longest time without any progress.
     what: what they make, for messages.
+    unless: function that says whether they are needed no more.
 
   Returns:
-    List of the pieces' counts.
+    List of the pieces' counts; None where `unless` ended the wait.
 
   Raises:
     UserError: if nothing has come for so long.
@@ -147,6 +148,8 @@ def wait_for(pieces, wait_minutes, what):
     left = counts.count(None)
     if not left:
       return counts
+    if unless():
+      return None
     if left < missing:
       missing, since = left, time.time()
     if time.time() - since > 60 * wait_minutes:
