@@ -235,7 +235,8 @@ def settings_of(job, config, vocab_size):
   for name in _NOT_CONTENT:
     del values[name]
   return dict(
-      values, algorithm=_ALGORITHM, vocab_size=vocab_size, outputs=len(job.outputs),
+      values, algorithm=_ALGORITHM, vocab_size=vocab_size,
+      outputs=len(job.outputs),
       vocab_sha256=files.sha256_of_file(config.vocab_file),
       inputs=[os.path.basename(path) for path in job.inputs],
       inputs_sha256=[files.sha256_of_file(path) for path in job.inputs])
@@ -437,7 +438,9 @@ def run(config):
   tokenizer = tokenization.FullTokenizer(vocab, config.do_lower_case)
   jobs, to_folder = jobs_of(config)
   share = shares.share_of(config.shard_index, config.num_shards)
-  mine = share.mine(jobs)
+  # Large files first: at the end all processes are busy with small ones.
+  mine = sorted(share.mine(jobs), key=lambda job: -sum(
+      map(os.path.getsize, job.inputs)))
   if len(jobs) > 1 or share.count > 1:
     LOGGER.info("%s: %d of %d record files, up to %d at a time", share,
                 len(mine), len(jobs), config.num_workers)

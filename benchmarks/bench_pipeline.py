@@ -139,8 +139,8 @@ def main():
   print("\nExtrapolated to %d GB, if each core did as much as one here:"
         % (CORPUS_MB // 1000))
   for cores in CORES:
-    print("  %3d cores: %.1f hours" % (
-        cores, CORPUS_MB / (rate / options.num_workers) / cores / 3600))
+    print("  %3d cores: %.0f minutes" % (
+        cores, CORPUS_MB / (rate / options.num_workers) / cores / 60))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,13 @@ Google's script (PyPI bert-tensorflow) and this one in turn, each in a process
 of its own. Prints instances, CPU seconds of the work alone (imports left
 out, which favours Google's: TensorFlow takes seconds) and of the whole
 process, their medians and the ratios. Then the same text in eight files, by
-one process and by two in turn: seconds of the whole command, by the clock.
+the clock: one process, two, and two commands of one process each at once, both
+of which do all of the work. The last tells how much two cores of this machine
+do for programs that share nothing: on a virtual machine often less than twice.
 """
 
 import argparse
+import collections
 import os
 import re
 import resource
@@ -26,6 +29,8 @@ sys.path.insert(0, ROOT)
 
 # pylint: disable=wrong-import-position
 from utils import records
+
+ONE, TWO, APART = "one process", "two processes", "two alone at once"
 
 # Both print the CPU seconds of their main function on the last line.
 GOOGLE = """
@@ -99,26 +104,36 @@ def measure(options, text, folder):
 
 
 def measure_cores(options, text, folder):
-  """Returns {processes: [seconds by the clock]} for the text in eight files."""
+  """Returns {way: [seconds by the clock]} for the text in eight files."""
   with open(text, encoding="utf-8") as stream:
     documents = stream.read().strip().split("\n\n")
   for part in range(8):
     with open(os.path.join(folder, "part%d.txt" % part), "w",
               encoding="utf-8") as out:
       out.write("\n\n".join(documents[part::8]) + "\n\n")
-  seconds = {1: [], 2: []}
+  seconds = collections.defaultdict(list)
   for turn in range(options.rounds):
-    for processes in seconds:
-      output = os.path.join(folder, "%d-%d" % (turn, processes))
-      os.mkdir(output)
+    for label, workers, commands in ((ONE, 1, 1), (TWO, 2, 1), (APART, 1, 2)):
+      running = []
       start = time.time()
-      subprocess.check_call(
-          [sys.executable, os.path.join(ROOT, "create_pretraining_data.py"),
-           "--num_workers=%d" % processes]
-          + flags_of(options, os.path.join(folder, "part*.txt"), output),
-          stderr=subprocess.DEVNULL)
-      seconds[processes].append(time.time() - start)
+      for command in range(commands):
+        output = os.path.join(folder, "%d-%s-%d" % (turn, label, command))
+        os.mkdir(output)
+        running.append(subprocess.Popen(
+            [sys.executable, os.path.join(ROOT, "create_pretraining_data.py"),
+             "--num_workers=%d" % workers]
+            + flags_of(options, os.path.join(folder, "part*.txt"), output),
+            stderr=subprocess.DEVNULL))
+      if any(process.wait() for process in running):
+        sys.exit("create_pretraining_data.py failed")
+      seconds[label].append(time.time() - start)
   return seconds
+
+
+def median_ratio(seconds, times):
+  """Returns how much more a second `times` do than one process does."""
+  return statistics.median(
+      one / other for one, other in zip(seconds[ONE], times))
 
 
 def main():
@@ -151,11 +166,11 @@ def main():
       print("%-13s %.1f times as fast" % (
           label, statistics.median(results["Google"][place])
           / statistics.median(results["this"][place])))
-  for processes, times in seconds.items():
-    print("%d processes: %s s" % (processes,
-                                  " ".join("%.2f" % s for s in times)))
-  print("two processes %.2f times as fast as one" % statistics.median(
-      one / two for one, two in zip(seconds[1], seconds[2])))
+  for label, times in seconds.items():
+    print("%-20s %s s" % (label, " ".join("%.2f" % t for t in times)))
+  print("two processes %.2f times as fast as one; two cores do %.2f times as "
+        "much as one" % (median_ratio(seconds, seconds[TWO]),
+                         2 * median_ratio(seconds, seconds[APART])))
 
 
 if __name__ == "__main__":

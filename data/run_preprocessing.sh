@@ -30,7 +30,8 @@ pattern text names of the files in the folder
 END
 preprocessing_options
 parse_arguments "$@"
-[[ $corpus_name =~ ^[A-Za-z0-9._-]+$ ]] || usage_error "--corpus_name is '$corpus_name', but" \
+[[ $corpus_name =~ ^[A-Za-z0-9._-]+$ ]] || usage_error \
+  "--corpus_name is '$corpus_name', but" \
   "has to consist of letters, digits, . _ and -"
 start_preprocessing
 ! wants extract || [[ -e $input ]] || missing "no text at $input"

@@ -42,10 +42,10 @@ sources=${SOURCES-}
 options <<'END'
 bert_model text base, large, or a folder with bert_config.json
 bert_config path? bert_config.json in place of the model's
-sources text? corpora of DATA_DIR, commas between; empty: wikipedia_corpus and bookcorpus
+sources text? corpora of DATA_DIR, commas between; empty: both usual ones
 input_file paths? TFRecords, globs and commas, in place of the sources
-eval_input_file paths? the same, held out; empty: the sources' test part, else the training files
-batch_sources choice:mixed|single records of all sources in each batch, or of one
+eval_input_file paths? held out; empty: the sources' test part or all records
+batch_sources choice:mixed|single each batch of all sources, or of one
 init_checkpoint path? weights to begin with; empty: random ones
 max_seq_length count tokens a sequence, as the records were made
 max_predictions_per_seq count masked tokens a sequence, likewise

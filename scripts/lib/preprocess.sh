@@ -21,7 +21,7 @@ masked_lm_prob fraction share of masked tokens
 do_whole_word_mask flag mask all pieces of a word, or none
 do_lower_case flag? lower-case the text; empty: as the vocabulary has it
 seed whole seed of the held-out part, of pairs and masks
-punkt choice:auto|published|corpus sentence model: NLTK's own, or trained on the text
+punkt choice:auto|published|corpus sentence model: NLTK's, or the text's own
 steps text stages to run, commas between
 num_workers count? processes; empty: as many as there are cores
 num_shards count? machines or ranks that share the work; empty: as launched
@@ -120,8 +120,8 @@ preprocess() {
   find_part
   local -a parts=("${part_flags[@]}" "--wait_minutes=$wait_minutes")
   ! wants extract || stage "extract: $corpus/extracted" "$@" \
-    "--output_dir=$corpus/extracted" "--name=$corpus_name" "${worker_flags[@]}" \
-    "${parts[@]}"
+    "--output_dir=$corpus/extracted" "--name=$corpus_name" \
+    "${worker_flags[@]}" "${parts[@]}"
   ! wants segment || stage "segment: $single" "$root/data/segment.py" \
     "--input=$corpus/extracted/$corpus_name-*.txt" "--output=$single" \
     "--punkt=$punkt" "--nltk_data=$data_dir/nltk_data" "${worker_flags[@]}" \
@@ -143,7 +143,8 @@ start_preprocessing() {
   # What all of them do between their arguments and their first stage.
   check_steps
   choose_python
-  vocab_file=${vocab_file:-$data_dir/pretrained_models_google/uncased_L-24_H-1024_A-16/vocab.txt}
+  local model=pretrained_models_google/uncased_L-24_H-1024_A-16
+  vocab_file=${vocab_file:-$data_dir/$model/vocab.txt}
   ! wants records || require_file "$vocab_file" vocabulary \
     "give --vocab_file FILE, or run bash scripts/data_download.sh weights"
 }
