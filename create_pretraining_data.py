@@ -21,6 +21,7 @@ from utils import instances
 from utils import logs
 from utils import records
 from utils import shares
+from utils import stages
 from utils import workers
 from utils.errors import UserError
 from utils.errors import run_main
@@ -32,8 +33,8 @@ SHORTEST, LONGEST = 5, 8192
 # Text of which the instances are mixed with each other, at most; more is done
 # block by block, so that memory does not grow with the text.
 BLOCK_BYTES = 16 << 20
-# A longer line is no sentence but a whole corpus.
-LONGEST_LINE = 16 << 20
+# A longer line is no sentence; as words it would take thirty times as much.
+LONGEST_LINE = 2 << 20
 # Tokens, padding included, that are masked and written at a time.
 BATCH_TOKENS = 1 << 18
 _BUFFER = 1 << 20
@@ -58,11 +59,12 @@ class DataConfig(NamedTuple):
   num_workers: int
   num_shards: Optional[int]
   shard_index: Optional[int]
+  wait_minutes: float
 
 
 # What does not change the records.
 _NOT_CONTENT = ("input_file", "output_file", "vocab_file", "num_workers",
-                "num_shards", "shard_index")
+                "num_shards", "shard_index", "wait_minutes")
 # Another number: other records from the same text and settings.
 _ALGORITHM = 2
 
@@ -95,7 +97,7 @@ class _Lines(object):
             if len(line) > LONGEST_LINE:
               raise UserError(
                   "--input_file: line %d of %s has more than %d MB, but a line "
-                  "should be a sentence: run data/segment.py on it first"
+                  "should be a sentence: data/segment.py divides text so"
                   % (number, path, LONGEST_LINE >> 20))
             if not line:
               break
@@ -258,6 +260,7 @@ def run_job(job, config, rules, tokenizer, keep_done):
   settings = settings_of(job, config, rules.vocab_size)
   for path in job.outputs:
     files.remove_leftovers(path)
+    files.remove_leftovers(records.settings_path(path))
   if keep_done and all(records.made_with(p, settings) for p in job.outputs):
     LOGGER.info("kept %s: made from the same text with the same settings",
                 ", ".join(job.outputs))
@@ -309,6 +312,9 @@ def define_flags():
       "the files out. Default: what mpirun, srun or a job array says, else 1.")
   flags.DEFINE_integer(
       "shard_index", None, "Which of them this is, from 0.")
+  flags.DEFINE_float(
+      "wait_minutes", 0.0, "Then wait until the other processes have made their "
+      "files, too, at most so long without a new one. 0: do not wait.")
 
 
 def _check_numbers(config):
@@ -451,6 +457,25 @@ def run(config):
   if len(mine) > 1:
     LOGGER.info("all %d files are there: %d instances written now", len(mine),
                 written)
+  if config.wait_minutes > 0 and share.count > 1:
+    wait_for_others(jobs, config, rules)
+
+
+def wait_for_others(jobs, config, rules):
+  """Waits until all record files are there and made of their present text.
+
+  Raises:
+    UserError: if none has come for --wait_minutes.
+  """
+  wanted = [settings_of(job, config, rules.vocab_size) for job in jobs]
+
+  def look(item):
+    job, settings = item
+    done = all(records.made_with(path, settings) for path in job.outputs)
+    return True if done else None
+
+  stages.wait_until(look, list(zip(jobs, wanted)), config.wait_minutes,
+                    "record files", lambda item: item[0].outputs[0])
 
 
 def main(unused_argv):

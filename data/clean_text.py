@@ -21,6 +21,7 @@ again; the result is the same, to the byte, for any number of workers and parts.
 
 import argparse
 import fnmatch
+import glob
 import os
 import sys
 
@@ -56,9 +57,15 @@ _COUNTS = (("files", "documents") + _SKIPPED + (
 
 def _listed(spec, pattern):
   """Returns (sorted files, sorted names that lead nowhere)."""
-  paths = [path for path in documents.input_files(
-      spec, "input", lambda name: fnmatch.fnmatch(name, pattern))
-           if not os.path.exists(stages.record_path(path))]
+  found = documents.input_files(
+      spec, "input", lambda name: fnmatch.fnmatch(name, pattern), True)
+  # What a preparation made, in a folder that is above its input, is no input.
+  made = {folder for folder in set(map(os.path.dirname, found))
+          if os.path.basename(folder).startswith(".")
+          or glob.glob(os.path.join(glob.escape(folder), "*.shards.json"))}
+  paths = [path for path in found
+           if os.path.dirname(path) not in made
+           and not os.path.exists(stages.record_path(path))]
   usable = [path for path in paths if os.path.isfile(path)]
   return usable, sorted(set(paths) - set(usable))
 
@@ -188,7 +195,7 @@ def _add_file(path, settings, output, counts):
 def _add_documents(path, settings, output, counts):
   """Adds a file that holds many documents; raises Refused."""
   limit = settings["max_document_mb"]
-  added = too_long = 0
+  added = too_long = refused = 0
   labels = set()
   for raw in text_files.documents_of(path, settings["documents"] == "line",
                                      limit << 20):
@@ -197,17 +204,26 @@ def _add_documents(path, settings, output, counts):
       continue
     if not raw.strip():
       continue
-    raw, encoding, label = text_files.normalised(raw)
+    try:
+      raw, encoding, label = text_files.normalised(raw)
+    except text_files.Refused as reason:
+      refused += 1
+      why = reason
+      continue
     labels.add(label)
     added += output.add(parts(raw, encoding, False))
   # ASCII counts as UTF-8 only where there is nothing else.
   for label in (labels - {"utf-8"} or labels):
     counts[label] += 1
   counts["too_long"] += too_long
+  counts["refused"] += refused
+  if refused:
+    LOGGER.warning("%s: left out %d documents, of which the last %s", path,
+                   refused, why)
   if too_long:
     LOGGER.warning("%s: left out %d documents of more than --max_document_mb "
                    "%d", path, too_long, limit)
-  elif not added:
+  elif not added and not refused:
     counts["empty"] += 1
     LOGGER.warning("%s has no text in it: left out", path)
 

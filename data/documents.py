@@ -54,13 +54,14 @@ def piece_path(output_dir, name, index):
   return os.path.join(output_dir, "%s-%05d.txt" % (name, index))
 
 
-def input_files(spec, flag, wanted):
+def input_files(spec, flag, wanted, broken_links=False):
   """Returns the sorted files that a file, glob, folder or comma list means.
 
   Args:
     spec: string; in a folder, and in those below it, files are looked for.
     flag: name of the flag, for messages.
     wanted: function of a file's name: whether to take it from a folder.
+    broken_links: take links in a folder that lead nowhere, too.
 
   Raises:
     UserError: if something named there is not there.
@@ -71,7 +72,9 @@ def input_files(spec, flag, wanted):
       continue
     if os.path.isdir(part):
       for folder, _, names in os.walk(part):
-        found.update(os.path.join(folder, n) for n in names if wanted(n))
+        paths = [os.path.join(folder, n) for n in names if wanted(n)]
+        found.update(path for path in paths
+                     if broken_links or os.path.exists(path))
     else:
       found.update(files.expand_globs(part, flag))
   if not (spec or "").strip(" ,"):

@@ -44,6 +44,8 @@ _LOOKED_AT = _BLOCK // 2  # characters
 _COPIED_AT_ONCE = 8 << 20
 # Pieces that a corpus is sampled at; pieces between two lines of progress.
 _SAMPLES = 80
+# Characters; no sentence that is one comes near.
+LONGEST_LINE = 1 << 20
 _TOLD_EVERY = 50
 # White space that some reader would take for the end of a line, as a blank.
 _BLANKS = bytes.maketrans(b"\r\x0b\x0c\x1c\x1d\x1e", b" " * 6)
@@ -233,6 +235,7 @@ def _make_piece(segmenter, most_bytes, num_pieces, piece):
       found += len(sentences)
       counts["bytes"] += size
       if sentences:
+        sentences = [part for s in sentences for part in _in_lines(s)]
         out.write(("\n".join(sentences) + "\n").encode("utf-8"))
       if ended:
         counts["documents" if found else "empty"] += 1
@@ -241,6 +244,21 @@ def _make_piece(segmenter, most_bytes, num_pieces, piece):
           out.write(b"\n")
         found = 0
   return counts
+
+
+def _in_lines(sentence):
+  """Returns a sentence in parts of LONGEST_LINE characters at most.
+
+  What has no end for so long is no sentence, and the maker of records holds
+  a line in memory, as words.
+  """
+  parts = []
+  while len(sentence) > LONGEST_LINE:
+    end = sentence.rfind(" ", 0, LONGEST_LINE)
+    end = end if end > 0 else LONGEST_LINE
+    parts.append(sentence[:end])
+    sentence = sentence[end:].lstrip(" ")
+  return parts + [sentence]
 
 
 def _join(pieces, counts, whole):

@@ -432,15 +432,25 @@ def run(options):
   listing = os.path.join(options.output_dir, options.name + ".shards.json")
   settings = {name: getattr(options, name) for name in _SETTINGS}
   piece = stages.Piece(paths, listing, dict(settings, stage="shard"))
-  if stages.counts_of(piece) is not None and _all_whole(listing):
+  if _counts_of_whole(piece) is not None:
     LOGGER.info("nothing to do: all shards are there")
   else:
-    # Its record vouches for the list alone.
-    with contextlib.suppress(FileNotFoundError):
-      os.remove(stages.record_path(listing))
+    if not share.index:
+      # Its record vouches for the list alone.
+      with contextlib.suppress(FileNotFoundError):
+        os.remove(stages.record_path(listing))
     stages.run_pieces(lambda p: make_shards(options, p), [piece], 1, share)
-    stages.wait_for([piece], options.wait_minutes, "lists of shards")
+    stages.wait_until(_counts_of_whole, [piece], options.wait_minutes,
+                      "lists of shards", lambda p: p.output)
   _report(listing, options.test_fraction)
+
+
+def _counts_of_whole(piece):
+  """Returns the counts of a list whose shards are all there, else None."""
+  counts = stages.counts_of(piece)
+  if counts is None or not _all_whole(piece.output):
+    return None
+  return counts
 
 
 def main():

@@ -60,7 +60,7 @@ _INVISIBLE = re.compile("[\ufeff\u200b\u200e\u200f\u00ad]")
 # What to look for, and the rule; most paragraphs hold none of it.
 _TIDYING = (
     (("( ", "(,", "(;", "(:"), re.compile(r"\([ ,;:]+"), "("),
-    ((" )", ",)", ";)", ":)"), re.compile(r"[ ,;:]+\)"), ")"),
+    ((" )", ",)", ";)", ":)"), re.compile(r"(?<![ ,;:])[ ,;:]+\)"), ")"),
     (("()",), re.compile(r" ?\(\)"), ""),
     ((" ,", " .", " ;"), re.compile(r" ([,.;])(?= |$)"), r"\1"),
     ((",,", ", ,", ",;", ";,", ";;", "; ;"),

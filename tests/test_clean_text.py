@@ -5,12 +5,12 @@ import codecs
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import time
 
 import peak_memory
+import processes
 import pytest
 
 from data import book_text
@@ -410,6 +410,27 @@ def test_same_bytes_however_it_is_done(tmp_path):
           tmp_path / "1" / name).read_bytes()
 
 
+def test_a_document_that_is_no_text_among_others(tmp_path):
+  """It is left out and counted; those behind it stay."""
+  path = tmp_path / "a.txt"
+  lines = [b"Good line %d." % n for n in range(5)]
+  bad = "\u043f\u0440\u0438\u0432\u0435\u0442 \u043c\u0438\u0440".encode("cp1251")
+  path.write_bytes(b"\n".join(lines[:3] + [bad] + lines[3:]) + b"\n")
+  totals = clean(path, tmp_path / "out", documents="line")
+  assert lines_of(tmp_path / "out") == [l.decode() for l in lines]
+  assert totals["documents"] == 5 and totals["refused"] == 1
+
+
+def test_what_was_made_is_no_input(tmp_path):
+  folder = folder_of(tmp_path, {"a.txt": BODY})
+  for made in ("shards", ".hidden"):
+    (folder / made).mkdir()
+    (folder / made / "x_training_0000.txt").write_text(BODY)
+  (folder / "shards" / "x.shards.json").write_text("{}")
+  clean(folder, tmp_path / "out")
+  assert lines_of(tmp_path / "out") == [CLEAN]
+
+
 def test_kept_and_made_anew(tmp_path):
   folder = folder_of(tmp_path, {"a.txt": BODY, "b.txt": BODY})
   out = tmp_path / "out"
@@ -439,10 +460,9 @@ def test_killed_at_any_moment(tmp_path):
     process = subprocess.Popen(
         command(*flags, "--output_dir", out), cwd=str(ROOT),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env=environment())
+        env=environment(), start_new_session=True)
     time.sleep(lasts * part)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    processes.kill(process)
   assert run(*flags, "--output_dir", out).returncode == 0
   assert sorted(os.listdir(str(out))) == sorted(os.listdir(str(whole)))
   for name in os.listdir(str(out)):

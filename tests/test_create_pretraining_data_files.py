@@ -58,7 +58,7 @@ def config(tmp_path):
       do_lower_case=True, do_whole_word_mask=False, max_seq_length=64,
       max_predictions_per_seq=10, random_seed=12345, dupe_factor=3,
       masked_lm_prob=0.15, short_seq_prob=0.1, num_workers=1,
-      num_shards=None, shard_index=None)
+      num_shards=None, shard_index=None, wait_minutes=0.0)
 
 
 def sha(path):
@@ -377,6 +377,17 @@ class TestWorkers(object):
         assert names(folder.output_file) == [
             "2.tfrecord", "2.tfrecord.settings.json"]
     assert self.found(folder) == whole
+
+  def test_waiting_for_others(self, folder):
+    """Records of other settings are not those that are waited for."""
+    make(folder)
+    part = lambda index: folder._replace(
+        num_shards=2, shard_index=index, dupe_factor=2, wait_minutes=0.0001)
+    message = error_of(part(0))
+    assert "2 of 5 record files are still missing, the first is" in message
+    assert "/1.tfrecord" in message
+    make(part(1))
+    make(part(0))
 
   def test_mpirun(self, root, folder, whole):
     """Three ranks of Open MPI, which do not know of each other."""

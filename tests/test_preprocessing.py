@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import processes
 import pytest
 
 from utils import records
@@ -158,6 +159,22 @@ def test_again_nothing_is_made(root, site):
   assert any(name.endswith(".tfrecord") for name in anew)
 
 
+def test_another_division_leaves_nothing_of_the_first(root, site):
+  """Records without a text would be trained on, too, or scored on."""
+  words = lambda shards, fraction: command(
+      root, site, "bookcorpus", "--num_training_shards", shards,
+      "--test_fraction", fraction, "--num_test_shards", "")
+  run(words("5", "0.2"), site)
+  made = site / "bookcorpus" / "final_tfrecords_sharded" / "seq_32_pred_5"
+  assert len(list(made.glob("*/*.tfrecord"))) == 6
+  output = run(words("2", "0"), site)
+  assert "removed 3 record files of an earlier division" in output
+  assert sorted(p.name for p in made.glob("*/*.tfrecord*")) == [
+      "bookscorpus_training_000%d.tfrecord%s" % (i, suffix)
+      for i in range(2) for suffix in ("", ".settings.json")]
+  assert not list((made / "test").iterdir())
+
+
 def test_three_ranks_make_the_same_bytes(root, site, tmp_path_factory):
   """Under mpirun; each rank does its part and waits for the others'."""
   if not shutil.which("mpirun"):
@@ -221,27 +238,13 @@ def test_wrong_arguments(root, site, words, message):
 
 @pytest.mark.parametrize("words,message", [
     (["--num_training_shards", "200"], "--num_training_shards"),
+    (["--steps", "records,check"], "run the step shard"),
     (["--input", "/no/such/folder"], "no books at /no/such/folder"),
     (["--vocab_file", "/no/vocab.txt"], "no vocabulary at /no/vocab.txt"),
 ])
 def test_bad_input(root, site, words, message):
   output = run(command(root, site, "bookcorpus", *words), site, 1)
   assert message in output.splitlines()[-1] and "Traceback" not in output
-
-
-def processes_of(group):
-  """Returns the ids of the living processes of a process group."""
-  found = []
-  for name in os.listdir("/proc"):
-    if name.isdigit():
-      try:
-        with open("/proc/%s/stat" % name) as stream:
-          state, _, pgrp = stream.read().rpartition(")")[2].split()[:3]
-      except OSError:
-        continue
-      if pgrp == str(group) and state != "Z":
-        found.append(int(name))
-  return found
 
 
 @pytest.mark.slow
@@ -270,9 +273,9 @@ def test_kill_9_at_any_moment(root, site, shared_data, tmp_path_factory, seed):
         words(site), env=environment(site), start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     time.sleep(chance.uniform(0.2, whole / 4))
-    alive = processes_of(process.pid)
-    if process.poll() is None and alive:
-      victims = alive if chance.random() < 0.5 else [chance.choice(alive)]
+    living = processes.alive(process.pid)
+    if process.poll() is None and living:
+      victims = living if chance.random() < 0.5 else [chance.choice(living)]
       for victim in victims:
         try:
           os.kill(victim, signal.SIGKILL)
@@ -281,10 +284,7 @@ def test_kill_9_at_any_moment(root, site, shared_data, tmp_path_factory, seed):
       kills += 1
     # Whoever is left ends by itself, and soon: nothing waits for the dead.
     process.wait(timeout=300)
-    deadline = time.time() + 300
-    while processes_of(process.pid):
-      assert time.time() < deadline, "processes are left"
-      time.sleep(0.05)
+    processes.wait_for_end(process.pid)
     if process.returncode == 0 and kills < 10:
       assert outputs(site / "bookcorpus") == expected
       shutil.rmtree(str(site / "bookcorpus"))

@@ -360,7 +360,7 @@ def test_paths_and_flags_of_the_text_exist(declared_flags):
   for source in sources:
     known |= known_flags(source, declared_flags)
   flags = set(re.findall(r"(?<!\S)--(\w+)", code))
-  flags -= {"name", "noname", "logdir"}  # any flag's name; TensorBoard's
+  flags -= {"name", "noname", "logdir", "array"}  # any flag; TensorBoard, sbatch
   assert flags <= known, flags - known
 
 

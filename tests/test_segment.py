@@ -360,6 +360,17 @@ def test_parameters_that_came_and_went(tmp_path, nltk_data, monkeypatch):
   assert len(naps) == 1 and output(tmp_path)
 
 
+def test_an_endless_sentence_is_divided(tmp_path, nltk_data, monkeypatch):
+  monkeypatch.setattr(segment, "LONGEST_LINE", 50)
+  words = ["word%d" % i for i in range(40)] + ["x" * 120]
+  source = write(tmp_path / "in.txt", [" ".join(words) + ". One more."])
+  segment.run(options(tmp_path, source, nltk_data=nltk_data))
+  lines = output(tmp_path).decode("utf-8").split("\n")
+  assert max(map(len, lines)) <= 50
+  assert lines[-3:] == ["One more.", "", ""]
+  assert "".join(lines[:-3]).replace(" ", "") == "".join(words) + "."
+
+
 def test_a_part_that_never_comes(tmp_path, nltk_data):
   source = write(tmp_path / "in.txt", corpus(1))
   with pytest.raises(UserError, match="other parts have not made them"):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
@@ -159,6 +160,25 @@ class TestStages(object):
     assert stages.counts_of(pieces[0]) is None
     assert not os.path.exists(stages.record_path(pieces[0].output))
 
+  def test_an_input_that_changes_meanwhile(self, pieces):
+    def change(piece):
+      with open(piece.inputs[0], "a") as stream:
+        stream.write("more")
+      return self.repeat(piece)
+
+    with pytest.raises(UserError) as caught:
+      stages.run_pieces(change, pieces[:1], 1)
+    assert "%s changed while it was read" % pieces[0].inputs[0] in str(
+        caught.value)
+    assert stages.counts_of(pieces[0]) is None
+
+  def test_an_input_from_the_future(self, pieces):
+    """Of a machine whose clock is ahead: made once, not again and again."""
+    later = time.time() + 86400
+    os.utime(pieces[0].inputs[0], (later, later))
+    assert self.run(pieces) == ([10, 10, 10], "abc")
+    assert self.run(pieces) == ([10, 10, 10], "")
+
   def test_parts_and_waiting(self, pieces, monkeypatch):
     first, second = (shares.Share(i, 2, "test") for i in (0, 1))
     assert self.run(pieces, share=first) == ([10, 10], "ac")
@@ -246,10 +266,16 @@ def test_leftovers(tmp_path):
   zombie = subprocess.Popen(["true"])
   os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
   path = str(tmp_path / "x[1].txt")
+  place = lambda host, process: tmp_path / (
+      ".x[1].txt.%s.%d.tmp" % (host, process))
   for process in (os.getpid(), zombie.pid, 2 ** 22 + 1):
-    (tmp_path / (".x[1].txt.%d.tmp" % process)).write_text("half")
+    place(files._HOST, process).write_text("half")
+    place("elsewhere", process).write_text("of another machine")
+  long_ago = time.time() - 2 * 86400
+  os.utime(str(place("elsewhere", zombie.pid)), (long_ago, long_ago))
   (tmp_path / ".x1.txt.4194305.tmp").write_text("of another file")
   files.remove_leftovers(path)
-  assert sorted(os.listdir(str(tmp_path))) == [
-      ".x1.txt.4194305.tmp", ".x[1].txt.%d.tmp" % os.getpid()]
+  assert set(tmp_path.iterdir()) == {
+      tmp_path / ".x1.txt.4194305.tmp", place(files._HOST, os.getpid()),
+      place("elsewhere", os.getpid()), place("elsewhere", 2 ** 22 + 1)}
   zombie.wait()

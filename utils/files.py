@@ -6,11 +6,17 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
+import time
 
 from utils import errors
 from utils.errors import UserError
+
+# In temporary names, which several machines may write to one folder.
+_HOST = re.sub(r"[^A-Za-z0-9_-]", "_", os.uname().nodename)
+_OLD_SECONDS = 86400
 
 
 def expand_globs(patterns, flag):
@@ -89,8 +95,8 @@ def atomic_write(path, binary=False):
   """
   folder = os.path.dirname(os.path.abspath(path))
   os.makedirs(folder, exist_ok=True)
-  temporary = os.path.join(
-      folder, ".%s.%d.tmp" % (os.path.basename(path), os.getpid()))
+  temporary = os.path.join(folder, ".%s.%s.%d.tmp" % (
+      os.path.basename(path), _HOST, os.getpid()))
   try:
     if binary:
       stream = open(temporary, "wb")
@@ -116,13 +122,24 @@ def _is_running(process):
 
 
 def remove_leftovers(path):
-  """Removes the temporary files that killed writers of `path` left."""
+  """Removes the temporary files that killed writers of `path` left.
+
+  Writers on other machines cannot be looked at: what they left goes once it is
+  a day old.
+  """
   folder, name = os.path.split(os.path.abspath(path))
   for leftover in glob.glob(os.path.join(
-      glob.escape(folder), ".%s*.*.tmp" % glob.escape(name))):
-    process = leftover.split(".")[-2]
-    if process.isdigit() and not _is_running(process):
-      with contextlib.suppress(FileNotFoundError):
+      glob.escape(folder), ".%s.*.tmp" % glob.escape(name))):
+    host, _, process = os.path.basename(
+        leftover)[len(name) + 2:-len(".tmp")].rpartition(".")
+    if not process.isdigit():
+      continue
+    with contextlib.suppress(FileNotFoundError):
+      if host == _HOST:
+        dead = not _is_running(process)
+      else:
+        dead = time.time() - os.stat(leftover).st_mtime > _OLD_SECONDS
+      if dead:
         os.remove(leftover)
 
 

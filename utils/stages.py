@@ -91,12 +91,30 @@ def make(function, piece):
   Returns:
     The counts.
   """
-  files.remove_leftovers(piece.output)
+  for path in (piece.output, record_path(piece.output)):
+    files.remove_leftovers(path)
   with contextlib.suppress(FileNotFoundError):
     os.remove(record_path(piece.output))
+  before = _states(piece)
   counts = function(piece)
+  after = _states(piece)
+  for path, state in before.items():
+    if after[path] != state:
+      raise UserError("%s changed while it was read: when it is whole, run the "
+                      "same command again" % path)
+  # An input may be dated in the future: by another machine's clock.
+  newest = max([time_ns for _, time_ns in after.values()] or [0])
+  if newest > os.stat(piece.output).st_mtime_ns:
+    os.utime(piece.output, ns=(newest, newest))
   mark_done(piece, counts)
   return counts
+
+
+def _states(piece):
+  """Returns {input: (size, time of its last change)} of a piece."""
+  states = {path: os.stat(path) for path in piece.inputs}
+  return {path: (state.st_size, state.st_mtime_ns)
+          for path, state in states.items()}
 
 
 def run_pieces(function, pieces, num_workers, share=shares.WHOLE):
@@ -139,15 +157,37 @@ def wait_for(pieces, wait_minutes, what, unless=lambda: False):
   Raises:
     UserError: if nothing has come for so long.
   """
-  counts = [None] * len(pieces)
-  missing = len(pieces) + 1
+  return wait_until(counts_of, pieces, wait_minutes, what,
+                    lambda piece: piece.output, unless)
+
+
+def wait_until(look, items, wait_minutes, what, name_of,
+               unless=lambda: False):
+  """Waits until `look(item)` is not None for any of the items.
+
+  Args:
+    look: function of an item.
+    items: list.
+    wait_minutes: as for `wait_for`, as are `what` and `unless`.
+    what: what the items are.
+    name_of: function of an item that returns what messages call it.
+    unless: function.
+
+  Returns:
+    List of what `look` returned; None where `unless` ended the wait.
+
+  Raises:
+    UserError: if nothing has come for so long.
+  """
+  found = [None] * len(items)
+  missing = len(items) + 1
   since = told = time.time()
   while True:
-    counts = [found if found is not None else counts_of(piece)
-              for piece, found in zip(pieces, counts)]
-    left = counts.count(None)
+    found = [look(item) if old is None else old
+             for item, old in zip(items, found)]
+    left = found.count(None)
     if not left:
-      return counts
+      return found
     if unless():
       return None
     if left < missing:
@@ -156,9 +196,9 @@ def wait_for(pieces, wait_minutes, what, unless=lambda: False):
       raise UserError(
           "%d of %d %s are still missing, the first is %s: other parts have "
           "not made them; when they have, run the same command again"
-          % (left, len(pieces), what, pieces[counts.index(None)].output))
+          % (left, len(items), what, name_of(items[found.index(None)])))
     if time.time() - told > _TELL_SECONDS:
       LOGGER.info("waiting for other parts: %d of %d %s are missing", left,
-                  len(pieces), what)
+                  len(items), what)
       told = time.time()
     time.sleep(POLL_SECONDS)

@@ -70,38 +70,49 @@ find_part() {
   part=$(PYTHONPATH=$root "$python" -m utils.shares "${part_flags[@]}")
 }
 
-wait_for_records() {
-  # Waits until folder $1 has $2 finished record files: other parts make theirs.
-  local deadline=$((SECONDS + 60 * wait_minutes)) there
-  while ! $dry_run; do
-    there=$(find "$1/" -name '*.tfrecord.settings.json' 2>&- | wc -l)
-    ((there < $2)) || return 0
-    ((SECONDS < deadline)) || die "only $there of $2 record files are in $1:" \
-      "other parts have not made theirs; when they have, run this again"
-    sleep 1
+remove_stale_records() {
+  # Removes from folder $1 the records whose text is there no more: those of an
+  # earlier division, which training would read as well.
+  local path base gone=0
+  for path in "$1"/*.tfrecord; do
+    base=${path##*/}
+    if [[ -f $path && ! -f $text_dir/${base%.tfrecord}.txt ]]; then
+      rm -f -- "$path.settings.json" "$path"
+      gone=$((gone + 1))
+    fi
   done
+  ((gone == 0)) || note "removed $gone record files of an earlier division" \
+    "from $1"
 }
 
 make_records() {
   # Records of length $1 with $2 predictions from the texts of side $3, training
   # or test.
   local output=$records_dir/seq_$1_pred_$2/$3 texts=$text_dir/${corpus_name}_$3_
-  local -a found flags=("--input_file=$texts*.txt" "--output_file=$output/"
+  local -a flags=("--input_file=$texts*.txt" "--output_file=$output/"
     "--vocab_file=$vocab_file" "--max_seq_length=$1"
     "--max_predictions_per_seq=$2" "--dupe_factor=$dupe_factor"
     "--masked_lm_prob=$masked_lm_prob" "--random_seed=$seed"
     "--do_whole_word_mask=$do_whole_word_mask" "${worker_flags[@]}"
     "${part_flags[@]}")
   [[ -z $do_lower_case ]] || flags+=("--do_lower_case=$do_lower_case")
-  mapfile -t found < <(compgen -G "$texts*.txt")
   if ! $dry_run; then
-    ((${#found[@]})) || return 0
+    wants records || wants check || return 0
+    ((part)) || remove_stale_records "$output"
+    if ! compgen -G "$texts*.txt" >/dev/null; then
+      [[ $3 == test ]] || die "no text in $text_dir yet: run the step shard"
+      ((part)) || rm -f -- "$output"/check_records.*
+      return 0
+    fi
     mkdir -p -- "$output"
+  fi
+  # The part that checks waits for the others'.
+  if wants check && ((part == 0)); then
+    flags+=("--wait_minutes=$wait_minutes")
   fi
   ! wants records || stage "records: $output" \
     "$root/create_pretraining_data.py" "${flags[@]}"
   if wants check && ((part == 0)); then
-    wait_for_records "$output" "${#found[@]}"
     stage "check: $output" "$root/data/check_records.py" "$output" \
       "--output_dir=$output" "--vocab_file=$vocab_file" "${worker_flags[@]}"
   fi
