@@ -19,6 +19,7 @@ import tokenization
 from utils import files
 from utils import instances
 from utils import logs
+from utils import record_encoder
 from utils import records
 from utils import shares
 from utils import stages
@@ -205,7 +206,7 @@ def records_of(text, config, rules, encoder, seed):
     text: `instances.Text`.
     config: DataConfig.
     rules: `instances.Rules`.
-    encoder: `records.BatchEncoder`.
+    encoder: `record_encoder.BatchEncoder`.
     seed: int of 64 bits.
   """
   plan = instances.plan_instances(
@@ -221,7 +222,7 @@ def records_of(text, config, rules, encoder, seed):
 
 def _records_of_job(job, config, rules, tokenizer, counts):
   """Yields all records of a Job; `counts` (dict) gets its "documents"."""
-  encoder = records.BatchEncoder(
+  encoder = record_encoder.BatchEncoder(
       rules.max_seq_length, rules.max_predictions_per_seq, rules.vocab_size)
   for number, text in enumerate(read_texts(job.inputs, tokenizer)):
     counts["documents"] += len(text.firsts) - 1

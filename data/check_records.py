@@ -417,8 +417,6 @@ def check_files(paths, vocabulary, num_workers):
 
 def run(options):
   """Checks what the options name; UserError if anything is damaged."""
-  if options.num_workers < 1:
-    raise UserError("--num_workers=%d: give 1 or more" % options.num_workers)
   files.require_output_dir(options.output_dir, "output_dir")
   vocabulary = read_vocabulary(options.vocab_file)
   paths, orphans = find_files(options.places)

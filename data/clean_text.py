@@ -35,9 +35,7 @@ from data import text_files
 from utils import errors
 from utils import files
 from utils import logs
-from utils import shares
 from utils import stages
-from utils import workers
 from utils.errors import UserError
 from utils.logs import LOGGER
 
@@ -251,10 +249,10 @@ def make_piece(piece):
   return counts
 
 
-def _check_result(options, share, totals, num_broken):
+def _check_result(options, is_whole, totals, num_broken):
   """Raises UserError if nothing came out, or with --strict too little."""
   skipped = num_broken + sum(totals[name] for name in _SKIPPED)
-  if share.count == 1 and not totals["documents"]:
+  if is_whole and not totals["documents"]:
     raise UserError("%s: none of %d files has text that can be used"
                     % (options.input, totals["files"]))
   if skipped and options.strict:
@@ -272,24 +270,18 @@ def clean(options):
   Returns:
     {name of a count: its sum over this part's outputs}.
   """
-  share = shares.share_of(options.shard_index, options.num_shards)
-  files.require_output_dir(options.output_dir, "output_dir")
   found = pieces(options.input, options.output_dir, options.name, options.kind,
                  options.documents, options.pattern, options.max_document_mb,
                  options.piece_bytes)
   _, broken = _listed(options.input, options.pattern)
   for path in broken:
     LOGGER.warning("%s leads to no file; left out", path)
-  documents.remove_stale(options.output_dir, options.name, found)
-  LOGGER.info("%d outputs to make or have, %s", len(found), share)
-  made = stages.run_pieces(make_piece, found, options.num_workers, share)
-  if share.count > 1:  # the next stage lists what is there
-    stages.wait_for(found, options.wait_minutes, "outputs")
-  totals = {name: sum(counts[name] for _, counts in made) for name in _COUNTS}
+  made, is_whole = documents.make_pieces(make_piece, found, options)
+  totals = {name: sum(counts[name] for counts in made) for name in _COUNTS}
   for name in _COUNTS:
     if totals[name] or name not in _ENCODINGS:
       LOGGER.info("%22s %d", name, totals[name])
-  _check_result(options, share, totals, len(broken))
+  _check_result(options, is_whole, totals, len(broken))
   return totals
 
 
@@ -319,13 +311,7 @@ def main():
                       "default: %(default)s")
   parser.add_argument("--strict", action="store_true",
                       help="an error at the end if anything was left out")
-  parser.add_argument("--num_workers", type=int,
-                      default=workers.default_num_workers(),
-                      help="processes at most; default: cores, %(default)s")
-  parser.add_argument("--wait_minutes", type=float, default=60,
-                      help="longest wait for outputs of other parts; "
-                      "default: %(default)s")
-  shares.add_arguments(parser)
+  stages.add_arguments(parser)
   options = parser.parse_args()
   logs.set_up()
   errors.guard(clean, options)

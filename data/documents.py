@@ -13,6 +13,7 @@ import os
 import re
 
 from utils import files
+from utils import shares
 from utils import stages
 from utils.errors import UserError
 from utils.logs import LOGGER
@@ -80,6 +81,28 @@ def input_files(spec, flag, wanted, broken_links=False):
   if not (spec or "").strip(" ,"):
     raise UserError("--%s is required" % flag)
   return sorted(found)
+
+
+def make_pieces(function, found, options):
+  """Makes this part's outputs; all are there when it returns.
+
+  Args:
+    function: as for `stages.run_pieces`.
+    found: list of Piece, of all parts.
+    options: the parsed command line, with `output_dir`, `name` and what
+      `stages.add_arguments` adds.
+
+  Returns:
+    (counts of each of this part's outputs, whether that is the whole).
+  """
+  share = shares.share_of(options.shard_index, options.num_shards)
+  files.require_output_dir(options.output_dir, "output_dir")
+  remove_stale(options.output_dir, options.name, found)
+  LOGGER.info("%d outputs to make or have, %s", len(found), share)
+  made = stages.run_pieces(function, found, options.num_workers, share)
+  if share.count > 1:  # the next stage lists what is there
+    stages.wait_for(found, options.wait_minutes, "outputs")
+  return [counts for _, counts in made], share.count == 1
 
 
 def remove_stale(output_dir, name, pieces):

@@ -33,9 +33,7 @@ from data import wiki_markup
 from utils import errors
 from utils import files
 from utils import logs
-from utils import shares
 from utils import stages
-from utils import workers
 from utils.errors import UserError
 from utils.logs import LOGGER
 
@@ -148,20 +146,14 @@ def extract(options):
   Returns:
     {name of a count: its sum over this part's outputs}.
   """
-  share = shares.share_of(options.shard_index, options.num_shards)
-  files.require_output_dir(options.output_dir, "output_dir")
   found = pieces(options.input, options.output_dir, options.name,
                  options.piece_bytes)
-  documents.remove_stale(options.output_dir, options.name, found)
-  LOGGER.info("%d outputs to make or have, %s", len(found), share)
   _tell_about_single_streams(found, options.piece_bytes)
-  made = stages.run_pieces(make_piece, found, options.num_workers, share)
-  if share.count > 1:  # the next stage lists what is there
-    stages.wait_for(found, options.wait_minutes, "outputs")
-  totals = {name: sum(counts[name] for _, counts in made) for name in _COUNTS}
+  made, is_whole = documents.make_pieces(make_piece, found, options)
+  totals = {name: sum(counts[name] for counts in made) for name in _COUNTS}
   for name in _COUNTS:
     LOGGER.info("%17s %d", name, totals[name])
-  if found and share.count == 1 and not totals["articles"]:
+  if found and is_whole and not totals["articles"]:
     raise UserError("%s: no article with running text in %d pages: is it a "
                     "dump of articles?" % (options.input, totals["pages"]))
   return totals
@@ -180,13 +172,7 @@ def main():
   parser.add_argument("--piece_bytes", type=int, default=PIECE_BYTES,
                       help="how much of a dump goes into one output; "
                       "default: %(default)s")
-  parser.add_argument("--num_workers", type=int,
-                      default=workers.default_num_workers(),
-                      help="processes at most; default: cores, %(default)s")
-  parser.add_argument("--wait_minutes", type=float, default=60,
-                      help="longest wait for outputs of other parts; "
-                      "default: %(default)s")
-  shares.add_arguments(parser)
+  stages.add_arguments(parser)
   options = parser.parse_args()
   logs.set_up()
   errors.guard(extract, options)

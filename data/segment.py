@@ -34,7 +34,6 @@ from utils import files
 from utils import logs
 from utils import shares
 from utils import stages
-from utils import workers
 from utils.errors import UserError
 from utils.logs import LOGGER
 
@@ -73,15 +72,9 @@ def parse_arguments(argv=None):
                       help="a longer document is an error; default: 64")
   parser.add_argument("--piece_bytes", type=int, default=16 << 20,
                       help="input taken at a time; default: 16 MiB")
-  parser.add_argument("--num_workers", type=int,
-                      default=workers.default_num_workers(),
-                      help="processes; default: the cores, here %(default)s")
-  parser.add_argument("--wait_minutes", type=float, default=60,
-                      help="how long to wait for other parts without any "
-                      "progress; default: 60")
-  shares.add_arguments(parser)
+  stages.add_arguments(parser)
   options = parser.parse_args(argv)
-  for name in ("max_document_mb", "piece_bytes", "num_workers"):
+  for name in ("max_document_mb", "piece_bytes"):
     if getattr(options, name) <= 0:
       raise UserError("--%s has to be more than 0" % name)
   return options

@@ -93,9 +93,7 @@ def parse_arguments(argv=None):
   parser.add_argument("--test_fraction", type=float, default=0.0,
                       help="share of the text to hold out; default: 0")
   parser.add_argument("--seed", type=int, default=12345)
-  parser.add_argument("--wait_minutes", type=float, default=60,
-                      help="how long other parts wait; default: 60")
-  shares.add_arguments(parser)
+  stages.add_arguments(parser, with_workers=False)
   options = parser.parse_args(argv)
   if not 0 <= options.test_fraction < 1:
     raise UserError("--test_fraction has to be at least 0 and less than 1")

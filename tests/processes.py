@@ -1,8 +1,21 @@
-"""Process groups: who of them lives, and ending all of them."""
+"""Processes of tests: forked ones, groups, and ending all of a group."""
 
 import os
 import signal
 import time
+
+
+def in_child(function):
+  """Forks a process that calls `function`; returns its id."""
+  process = os.fork()
+  if process == 0:
+    status = 1
+    try:
+      function()
+      status = 0
+    finally:
+      os._exit(status)  # pylint: disable=protected-access
+  return process
 
 
 def alive(group):

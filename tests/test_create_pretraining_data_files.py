@@ -1,107 +1,33 @@
 """create_pretraining_data: its files, settings, kills and bad input."""
 
-import hashlib
 import json
 import logging
 import os
-import random
-import shutil
 import signal
 import subprocess
 import sys
-import textwrap
-import time
 
 import pytest
 import tensorflow.compat.v1 as tf
 
 import create_pretraining_data as cpd
-from utils import files
+from record_making import GOLDEN
+from record_making import SPECIAL
+from record_making import STALL
+from record_making import config
+from record_making import error_of
+from record_making import make
+from record_making import names
+from record_making import sha
+from record_making import start
+from record_making import text_of
+from record_making import write
 from utils import record_checks
 from utils import records
-from utils.errors import UserError
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-WORDS = ["w%d" % i for i in range(200)]
-
-# What the text, vocabulary and settings of `config` give, on every Python.
-GOLDEN = "21b93c9f845013678ca032319a72fbda1583164923d833a75bfc950ee347940d"
+# As GOLDEN, with --do_whole_word_mask.
 GOLDEN_WHOLE_WORDS = (
     "27e01a1e07eeca5826feb072da5e07477418bec21a025ce8d45863f5cdac8275")
-
-
-def write(path, text):
-  path.write_bytes(text.encode("utf-8"))
-  return str(path)
-
-
-def text_of(seed, documents=12, sentences=30):
-  """Returns random sentences, one a line, and blank lines between texts."""
-  chance = random.Random(seed)
-  return "\n\n".join(
-      "\n".join(
-          " ".join(WORDS[int(chance.random() ** 2 * 200)]
-                   for _ in range(3 + int(chance.random() * 12)))
-          for _ in range(sentences))
-      for _ in range(documents)) + "\n"
-
-
-@pytest.fixture
-def config(tmp_path):
-  """A DataConfig for one small text file, to tmp_path/out.tfrecord."""
-  # Every other word has two pieces.
-  pieces = ["w"] + ["##%d" % i for i in range(200)] + WORDS[::2]
-  return cpd.DataConfig(
-      input_file=write(tmp_path / "text.txt", text_of(1)),
-      output_file=str(tmp_path / "out.tfrecord"),
-      vocab_file=write(tmp_path / "vocab.txt", "\n".join(SPECIAL + pieces)),
-      do_lower_case=True, do_whole_word_mask=False, max_seq_length=64,
-      max_predictions_per_seq=10, random_seed=12345, dupe_factor=3,
-      masked_lm_prob=0.15, short_seq_prob=0.1, num_workers=1,
-      num_shards=None, shard_index=None, wait_minutes=0.0)
-
-
-def sha(path):
-  with open(path, "rb") as stream:
-    return hashlib.sha256(stream.read()).hexdigest()
-
-
-def make(config):
-  """Runs a DataConfig as the command line would."""
-  cpd.run(cpd.checked(config))
-
-
-def error_of(config):
-  """Returns the one line of the UserError that `config` must raise."""
-  with pytest.raises(UserError) as caught:
-    make(config)
-  message = str(caught.value)
-  assert "\n" not in message
-  return message
-
-
-def flags_of(config):
-  return ["--%s=%s" % (name, value)
-          for name, value in config._asdict().items() if value is not None]
-
-
-def start(root, config, prelude=""):
-  """Starts the command in a process of its own, after `prelude` code."""
-  code = textwrap.dedent(prelude) + textwrap.dedent("""
-      import sys
-      import create_pretraining_data as cpd
-      from utils.errors import run_main
-      sys.argv[0] = "create_pretraining_data.py"
-      cpd.define_flags()
-      run_main(cpd.main)
-      """)
-  return subprocess.Popen(
-      [sys.executable, "-c", code] + flags_of(config), cwd=str(root),
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def names(folder):
-  return sorted(os.listdir(str(folder)))
 
 
 class TestBytes(object):
@@ -260,23 +186,8 @@ class TestFolder(object):
 
 class TestInterruption(object):
 
-  # Stops for ever in the middle of one file's records.
-  STALL = """
-      import os, sys, time
-      from utils import records
-      class Stalling(records.RecordWriter):
-        def write_framed(self, data, num_records):
-          if %r not in str(self._stream.name):
-            return super(Stalling, self).write_framed(data, num_records)
-          self._stream.write(data[:len(data) // 2])
-          self._stream.flush()
-          print("stalled", os.getpid(), flush=True)
-          time.sleep(1000)
-      records.RecordWriter = Stalling
-      """
-
   def kill_while_writing(self, root, config, name):
-    process = start(root, config, self.STALL % name)
+    process = start(root, config, STALL % name)
     try:
       assert process.stdout.readline().startswith(b"stalled")
     finally:
@@ -335,177 +246,6 @@ class TestInterruption(object):
       assert sha(full.output_file) == GOLDEN
     finally:
       subprocess.check_call(["umount", str(disk)])
-
-
-class TestWorkers(object):
-  """Several processes: the same bytes, and none is waited for in vain."""
-
-  @pytest.fixture
-  def folder(self, config, tmp_path):
-    """A DataConfig from five files to a folder that is yet to be made."""
-    (tmp_path / "text").mkdir()
-    for i in range(5):
-      write(tmp_path / "text" / ("%d.txt" % i), text_of(i, 4 + i))
-    return config._replace(input_file=str(tmp_path / "text" / "*.txt"),
-                           output_file=str(tmp_path / "made") + "/")
-
-  @pytest.fixture
-  def whole(self, folder, tmp_path):
-    """Name and hash of each file that one process makes."""
-    made = tmp_path / "whole"
-    make(folder._replace(output_file=str(made) + "/"))
-    return {name: sha(str(made / name)) for name in names(made)}
-
-  @staticmethod
-  def found(folder):
-    return {name: sha(os.path.join(folder.output_file, name))
-            for name in names(folder.output_file)}
-
-  @pytest.mark.parametrize("num_workers", [2, 3, 8])
-  def test_same_bytes(self, root, folder, whole, num_workers):
-    process = start(root, folder._replace(num_workers=num_workers))
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors.decode()
-    assert "all 5 files are there" in errors.decode()
-    assert self.found(folder) == whole
-
-  def test_parts(self, folder, whole):
-    """Each part alone, in any order, and one of them twice."""
-    for part, count in ((2, 1), (0, 2), (1, 2), (1, 2)):
-      make(folder._replace(num_shards=3, shard_index=part))
-      if (part, count) == (2, 1):
-        assert names(folder.output_file) == [
-            "2.tfrecord", "2.tfrecord.settings.json"]
-    assert self.found(folder) == whole
-
-  def test_waiting_for_others(self, folder):
-    """Records of other settings are not those that are waited for."""
-    make(folder)
-    part = lambda index: folder._replace(
-        num_shards=2, shard_index=index, dupe_factor=2, wait_minutes=0.0001)
-    message = error_of(part(0))
-    assert "2 of 5 record files are still missing, the first is" in message
-    assert "/1.tfrecord" in message
-    make(part(1))
-    make(part(0))
-
-  def test_mpirun(self, root, folder, whole):
-    """Three ranks of Open MPI, which do not know of each other."""
-    if not shutil.which("mpirun"):
-      pytest.skip("no mpirun: Open MPI is not installed")
-    process = subprocess.Popen(
-        ["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "3",
-         sys.executable, "create_pretraining_data.py"] + flags_of(folder),
-        cwd=str(root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    output = process.communicate()[0].decode()
-    assert process.returncode == 0, output
-    for part in (1, 2, 3):
-      assert "part %d of 3 (OMPI_COMM_WORLD_RANK)" % part in output
-    assert self.found(folder) == whole
-
-  def stalled(self, root, folder):
-    """Starts two workers of which one stops in 3; returns its id, too."""
-    process = start(root, folder._replace(num_workers=2),
-                    TestInterruption.STALL % "3.tfrecord")
-    word, worker = process.stdout.readline().split()
-    assert word == b"stalled" and int(worker) != process.pid
-    return process, int(worker)
-
-  def test_killed_worker(self, root, folder, whole):
-    process, worker = self.stalled(root, folder)
-    os.kill(worker, signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
-    lines = errors.decode().strip().split("\n")
-    assert process.returncode == 1
-    assert ("ERROR: worker process %d was killed by signal 9" % worker
-            in lines[-1])
-    assert "Traceback" not in errors.decode()
-    # What was finished is kept; the rest follows.
-    finished = {name: os.stat(folder.output_file + name).st_mtime_ns
-                for name in names(folder.output_file)
-                if name + records.SETTINGS_SUFFIX in names(folder.output_file)}
-    assert finished and "3.tfrecord" not in finished
-    make(folder)
-    for name, before in finished.items():
-      assert os.stat(folder.output_file + name).st_mtime_ns == before
-    assert self.found(folder) == whole
-
-  def test_killed_parent(self, root, folder, whole):
-    """Its workers end with it."""
-    process, worker = self.stalled(root, folder)
-    with open("/proc/%d/task/%d/children" % (2 * (process.pid,))) as stream:
-      children = stream.read().split()
-    assert str(worker) in children and len(children) == 2
-    process.kill()
-    process.communicate(timeout=60)
-    deadline = time.time() + 60
-    while any(map(files._is_running, children)):
-      assert time.time() < deadline, "a worker outlives its parent"
-      time.sleep(0.01)
-    make(folder)
-    assert self.found(folder) == whole
-
-  def test_bad_input_of_a_worker(self, root, folder, tmp_path):
-    (tmp_path / "text" / "3.txt").write_bytes(b"\xff\xfe junk \x00")
-    process = start(root, folder._replace(num_workers=2))
-    _, errors = process.communicate(timeout=60)
-    lines = errors.decode().strip().split("\n")
-    assert process.returncode == 1 and "Traceback" not in errors.decode()
-    assert "3.txt is not UTF-8 text (line 1)" in lines[-1]
-
-
-class TestBlocks(object):
-  """Texts that are too long to be held at once."""
-
-  @pytest.fixture(autouse=True)
-  def small(self, monkeypatch):
-    monkeypatch.setattr(cpd, "BLOCK_BYTES", 2000)
-    monkeypatch.setattr(cpd, "LONGEST_LINE", 400)
-
-  @staticmethod
-  def texts(config):
-    tokenizer = cpd.tokenization.FullTokenizer(config.vocab_file)
-    return list(cpd.read_texts(config.input_file.split(","), tokenizer))
-
-  def test_all_documents_in_equal_blocks(self, config, monkeypatch):
-    blocks = self.texts(config)
-    monkeypatch.setattr(cpd, "BLOCK_BYTES", 1 << 20)
-    whole, = self.texts(config)
-    assert 5 <= len(blocks) <= -(-os.path.getsize(config.input_file) // 2000)
-    assert [i for text in blocks for i in text.tokens] == whole.tokens.tolist()
-    lengths = [b - a for text in blocks + [whole]
-               for a, b in zip(text.firsts, text.firsts[1:])]
-    assert lengths == 24 * [30]
-    sizes = [len(text.tokens) for text in blocks]
-    assert max(sizes) < 2 * min(sizes)
-
-  def test_records(self, config):
-    make(config)
-    first = sha(config.output_file)
-    make(config)
-    assert sha(config.output_file) == first != GOLDEN
-    assert records.count_records(config.output_file) > 100
-
-  def test_several_files_and_empty_ones(self, config, tmp_path):
-    paths = [write(tmp_path / ("%d.txt" % i), text)
-             for i, text in enumerate(["\n\n", text_of(5), "", text_of(6)])]
-    texts = self.texts(config._replace(input_file=",".join(paths)))
-    assert sum(len(text.firsts) - 1 for text in texts) == 24
-
-  def test_long_document_is_divided(self, config, tmp_path, caplog,
-                                    monkeypatch):
-    monkeypatch.setattr(cpd.LOGGER, "propagate", True)
-    path = write(tmp_path / "long.txt", text_of(4, 1, 300))
-    texts = self.texts(config._replace(input_file=path))
-    assert sum(len(text.starts) - 1 for text in texts) == 300
-    assert max(len(text.starts) for text in texts) < 110
-    assert "is divided" in caplog.text
-
-  def test_endless_line(self, config, tmp_path):
-    path = write(tmp_path / "line.txt", "w1 w2\n" + 100 * "w1 w2 ")
-    message = error_of(config._replace(input_file=path))
-    assert "line 2 of %s has more than" % path in message
-    assert "data/segment.py" in message
 
 
 class TestBadInput(object):

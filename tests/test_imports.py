@@ -19,7 +19,8 @@ NO_TENSORFLOW = [
     "utils/squad_data.py", "utils/squad_features.py",
     "utils/squad_answers.py", "utils/squad_score.py", "utils/files.py",
     "utils/errors.py", "utils/order.py", "utils/workers.py",
-    "utils/stages.py", "utils/instances.py", "data/check_records.py",
+    "utils/stages.py", "utils/instances.py",
+    "utils/record_encoder.py", "data/check_records.py",
     "data/download/__main__.py", "data/extract_wikipedia.py",
     "data/clean_text.py", "data/segment.py", "data/shard.py"]
 # What a serving client takes along: nothing to install.

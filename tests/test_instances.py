@@ -3,103 +3,28 @@
 import collections
 import itertools
 import random
-import re
 import zlib
-from array import array
-from typing import List, NamedTuple
-from unittest import mock
 
-from absl import flags
 import numpy as np
 import pytest
-import tensorflow.compat.v1 as tf
 
-import tokenization
+from instance_making import CLS
+from instance_making import SEP
+from instance_making import all_instances
+from instance_making import book
+from instance_making import book_ids
+from instance_making import make
+from instance_making import numbered_documents
+from instance_making import planned
+from instance_making import real_rules
+from instance_making import rules_for
+from instance_making import text_of
+from instance_making import unmasked
+from instance_making import vocab
 from utils import instances as making
 
-CLS, SEP, MASK = 1, 2, 3
 # Of test_same_bytes_everywhere.
 DIGEST = 3764434511
-
-
-def rules_for(vocab_size, **changes):
-  """Returns Rules with the published defaults, but for `changes`."""
-  rules = making.Rules(
-      max_seq_length=128, max_predictions_per_seq=20, masked_lm_prob=0.15,
-      short_seq_prob=0.1, do_whole_word_mask=False, vocab_size=vocab_size,
-      cls_id=CLS, sep_id=SEP, mask_id=MASK, continuations=frozenset())
-  return rules._replace(**changes)
-
-
-def numbered_documents(count, sentences, sentence_length):
-  """Documents in which no id occurs twice: from 1000 on, in reading order."""
-  ids = iter(range(1000, 1000 + count * sentences * sentence_length))
-  return [[[next(ids) for _ in range(sentence_length)]
-           for _ in range(sentences)] for _ in range(count)]
-
-
-class Instance(NamedTuple):
-  """One row of a batch, without its padding."""
-  input_ids: List[int]
-  first_length: int
-  is_random_next: bool
-  masked_lm_positions: List[int]
-  masked_lm_ids: List[int]
-
-
-def text_of(documents):
-  """Returns the Text of documents, which are lists of lists of ids."""
-  sentences = [s for d in documents for s in d]
-  return making.Text(
-      np.array([i for s in sentences for i in s], np.int32),
-      [0] + list(itertools.accumulate(map(len, sentences))),
-      [0] + list(itertools.accumulate(map(len, documents))))
-
-
-def rows_of(batch):
-  """Returns the instances (list of Instance) of a batch; checks the padding."""
-  found = []
-  for i, count in enumerate(batch.counts.tolist()):
-    length = int(batch.lengths[i])
-    assert not batch.input_ids[i, length:].any()
-    assert not batch.positions[i, count:].any()
-    assert not batch.labels[i, count:].any()
-    found.append(Instance(
-        batch.input_ids[i, :length].tolist(), int(batch.first_lengths[i]),
-        bool(batch.is_random_next[i]), batch.positions[i, :count].tolist(),
-        batch.labels[i, :count].tolist()))
-  return found
-
-
-def make(text, plan, rules, seed):
-  return rows_of(making.make_batch(
-      text, plan, rules, np.random.RandomState(seed)))
-
-
-def all_instances(documents, rules, seed=1):
-  """Returns the instances of one pass, in the order of the documents."""
-  text = text_of(documents)
-  plan = making.plan_instances(text, rules, 1, random.Random(seed).random)
-  return make(text, plan, rules, seed)
-
-
-def planned(text, index, rules, chance):
-  """Returns the plan of one document: rows of five numbers."""
-  plan = array("i")
-  making.plan_document(text, index, rules, chance, plan)
-  return np.array(plan, np.int32).reshape(-1, 5)
-
-
-def unmasked(instance):
-  """Returns segments A and B as they were, without [CLS] and [SEP]."""
-  ids = list(instance.input_ids)
-  for position, label in zip(instance.masked_lm_positions,
-                             instance.masked_lm_ids):
-    ids[position] = label
-  assert ids[0] == CLS and ids[-1] == SEP
-  assert ids[instance.first_length - 1] == SEP
-  return ids[1:instance.first_length - 1], ids[instance.first_length:-1]
-
 
 # Of a normal distribution 99.9 % lie within so many standard deviations.
 SURE = 3.29
@@ -155,129 +80,9 @@ def of_two_sentences(plan):
 
 
 @pytest.fixture(scope="module")
-def vocab(shared_data):
-  return tokenization.load_vocab(
-      str(shared_data / "vocab" / "uncased_vocab.txt"))
-
-
-@pytest.fixture(scope="module")
-def book(shared_data, vocab):
-  """Documents (lists of sentences, lists of tokens) of real books."""
-  tokenizer = tokenization.FullTokenizer(vocab)
-  documents = []
-  for name in ("11_Alice-s-Adventures-in-Wonderland.txt",
-               "120_Treasure-Island.txt"):
-    text = (shared_data / "books" / name).read_text(encoding="utf-8")
-    for chapter in re.split(r"\n\s*\n\s*\n\s*\n", text):
-      sentences = re.split(r"(?<=[.!?;])\W*\s", chapter)
-      tokens = [tokenizer.tokenize(s) for s in sentences]
-      tokens = [t for t in tokens if t]
-      if tokens:
-        documents.append(tokens)
-  assert len(documents) > 40
-  return documents
-
-
-@pytest.fixture(scope="module")
-def book_ids(book, vocab):
-  return [[[vocab[t] for t in s] for s in d] for d in book]
-
-
-@pytest.fixture(scope="module")
-def real_rules(vocab):
-  return rules_for(
-      len(vocab), cls_id=vocab["[CLS]"], sep_id=vocab["[SEP]"],
-      mask_id=vocab["[MASK]"],
-      continuations=frozenset(i for t, i in vocab.items() if t[:2] == "##"))
-
-
-@pytest.fixture(scope="module")
 def real_instances(book_ids, real_rules):
   return [i for seed in range(4)
           for i in all_instances(book_ids, real_rules, seed)]
-
-
-class TestLikeGoogle(object):
-  """Google's function, drawing from our stream, makes our pairs."""
-
-  class Stream(object):
-    """A random.Random for Google's code that draws as ours does."""
-
-    def __init__(self, seed):
-      self.random = random.Random(seed).random
-
-    def randint(self, low, high):
-      return making.between(self.random, low, high)
-
-  @pytest.fixture(scope="class")
-  def google(self):
-    # Its flags have the names of ours.
-    pytest.importorskip("bert.tokenization")
-    flags.FLAGS.mark_as_parsed()
-    nothing = {name: mock.DEFAULT for name in (
-        "DEFINE_string", "DEFINE_bool", "DEFINE_integer", "DEFINE_float")}
-    with mock.patch.multiple(tf.flags, **nothing):
-      return pytest.importorskip("bert.create_pretraining_data")
-
-  @pytest.mark.parametrize("seq,short", [
-      (128, 0.1), (64, 1.0), (5, 0.5), (512, 0.0)])
-  def test_pairs(self, google, book, book_ids, vocab, real_rules, seq, short):
-    """All that comes before cutting and masking, which draw in another way."""
-    rules = real_rules._replace(max_seq_length=seq, short_seq_prob=short)
-    text = text_of(book_ids)
-    words = np.array(list(vocab))[text.tokens].tolist()
-    theirs, ours = self.Stream(seq), random.Random(seq).random
-    pairs = []
-
-    def keep(first, second, most, stream):
-      assert most == seq - 3 and stream is theirs
-      pairs.append((list(first), list(second)))
-      del first[1:], second[1:]
-
-    compared = 0
-    with mock.patch.object(google, "truncate_seq_pair", keep):
-      for index in range(0, len(book), 1 if seq > 64 else 7):
-        del pairs[:]
-        with mock.patch.object(google, "create_masked_lm_predictions",
-                               lambda tokens, *rest: (tokens, [], [])):
-          expected = google.create_instances_from_document(
-              book, index, seq, short, 0.15, 20, words, theirs)
-        found = planned(text, index, rules, ours).tolist()
-        assert len(found) == len(expected)
-        for row, pair, instance in zip(found, pairs, expected):
-          compared += 1
-          assert words[row[0]:row[1]] == pair[0]
-          assert words[row[2]:row[3]] == pair[1]
-          assert bool(row[4]) == instance.is_random_next
-    assert compared > 200
-
-  def test_cuts(self, google):
-    """How much goes from which segment."""
-    chance = random.Random(4)
-    lengths = [(chance.choice([1, 2, 60, chance.randrange(1, 400)]),
-                chance.choice([1, 2, 60, chance.randrange(1, 400)]))
-               for _ in range(2000)]
-    plan = np.array([(0, a, 1000, 1000 + b, 0) for a, b in lengths], np.int32)
-    _, first, _, second = making.cut_pairs(plan, 125, np.random.RandomState(1))
-    for (a, b), mine in zip(lengths, zip(first, second)):
-      left, right = [0] * a, [0] * b
-      google.truncate_seq_pair(left, right, 125, chance)
-      assert mine == (len(left), len(right)), (a, b)
-
-  def test_number_of_masks(self, google, vocab, real_rules):
-    words = list(vocab)
-    for length in list(range(5, 129)):
-      ids = np.full((1, 128), 0)
-      ids[0, :length] = [real_rules.cls_id, 2000, real_rules.sep_id] + (
-          [3000] * (length - 4)) + [real_rules.sep_id]
-      candidates = (ids == 2000) | (ids == 3000)
-      tokens = [words[i] for i in ids[0, :length]]
-      _, positions, _ = google.create_masked_lm_predictions(
-          tokens, 0.15, 20, words, random.Random(1))
-      _, _, counts = making.mask_tokens(
-          ids, candidates, np.array([length]), real_rules,
-          np.random.RandomState(1))
-      assert counts.tolist() == [len(positions)]
 
 
 class TestMasking(object):

@@ -248,29 +248,33 @@ def test_bad_input(root, site, words, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
-def test_kill_9_at_any_moment(root, site, shared_data, tmp_path_factory, seed):
+@pytest.mark.parametrize("corpus,pattern,seed", [
+    ("bookcorpus", "books", 0), ("bookcorpus", "books", 1),
+    ("wikipedia_corpus", "wiki/*shortened.bz2", 2)])
+def test_kill_9_at_any_moment(root, site, shared_data, tmp_path_factory, corpus,
+                              pattern, seed):
   """Ten kills, of all or of any one process: the bytes of an undisturbed run.
 
-  On real books and the real vocabulary, long enough to be hit in each stage.
+  On real text and the real vocabulary, long enough to be hit in each stage.
   """
+  source, = shared_data.glob(pattern)
   chance = random.Random(seed)
   vocab = str(shared_data / "vocab" / "uncased_vocab.txt")
-  words = lambda data: [
-      "bash", str(root / "data" / "bookcorpus" / "run_preprocessing.sh"),
-      "--input", str(shared_data / "books"), "--vocab_file", vocab,
+  words = [
+      "bash", str(root / "data" / corpus / "run_preprocessing.sh"),
+      "--input", str(source), "--vocab_file", vocab,
       "--num_training_shards", "7", "--test_fraction", "0.1", "--lengths",
       "128:20", "--dupe_factor", "1", "--num_workers", "2", "--punkt", "corpus"]
   alone = tmp_path_factory.mktemp("alone")
   start = time.time()
-  run(words(alone), alone)
+  run(words, alone)
   whole = time.time() - start
-  expected = outputs(alone / "bookcorpus")
-  shutil.rmtree(str(site / "bookcorpus"))
+  expected = outputs(alone / corpus)
+  shutil.rmtree(str(site / corpus))
   kills = 0
   while kills < 10:
     process = subprocess.Popen(
-        words(site), env=environment(site), start_new_session=True,
+        words, env=environment(site), start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     time.sleep(chance.uniform(0.2, whole / 4))
     living = processes.alive(process.pid)
@@ -286,7 +290,7 @@ def test_kill_9_at_any_moment(root, site, shared_data, tmp_path_factory, seed):
     process.wait(timeout=300)
     processes.wait_for_end(process.pid)
     if process.returncode == 0 and kills < 10:
-      assert outputs(site / "bookcorpus") == expected
-      shutil.rmtree(str(site / "bookcorpus"))
-  run(words(site), site)
-  assert outputs(site / "bookcorpus") == expected
+      assert outputs(site / corpus) == expected
+      shutil.rmtree(str(site / corpus))
+  run(words, site)
+  assert outputs(site / corpus) == expected

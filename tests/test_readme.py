@@ -20,8 +20,14 @@ from typing import NamedTuple
 import pytest
 import tensorflow.compat.v1 as tf
 
+from readme_page import README
+from readme_page import Block
+from readme_page import blocks
+from readme_page import commands
+from readme_page import names
+from readme_page import rows
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Environment of the stack that runs this test: <folder>/<stack>/bin/python.
 VENV = pathlib.Path(sys.prefix)
 STACK = "tf1" if tf.__version__.startswith("1.") else "tf2"
@@ -95,55 +101,6 @@ CORPORA = ["data/wikipedia_corpus/download/a.xml.bz2",
 RECORDS = ["data/%s/final_tfrecords_sharded/seq_128_pred_20/training/a.tfrecord"
            % corpus for corpus in ("wikipedia_corpus", "bookcorpus")] + [
                "my_records/train/a.tfrecord", "my_records/held_out/a.tfrecord"]
-
-# --- reading the page --------------------------------------------------------
-
-
-class Block(NamedTuple):
-  """A fenced block: `mark` is what its comment says, "" without one."""
-  line: int
-  language: str
-  mark: str
-  text: str
-
-
-def blocks(language):
-  """Returns the page's blocks of a language, in order."""
-  pattern = re.compile(
-      r"(?:^<!-- test: ([^\n]*) -->\n)?^```(\w*)\n(.*?)^```$", re.M | re.S)
-  return [Block(README.count("\n", 0, found.start(2)) + 1, found.group(2),
-                found.group(1) or "", found.group(3))
-          for found in pattern.finditer(README) if found.group(2) == language]
-
-
-def commands(text):
-  """Returns the commands of a block, a line each, without comments."""
-  lines = text.replace("\\\n", " ").split("\n")
-  lines = [re.sub(r"\s+#.*", "", line) for line in lines]
-  return [" ".join(line.split()) for line in lines if line.strip()]
-
-
-def section(title):
-  """Returns the text under a heading, up to the next heading."""
-  found = re.search(r"^#+ %s\n(.*?)(?=^#+ |\Z)" % re.escape(title), README,
-                    re.M | re.S)
-  assert found, "README.md has no heading %r" % title
-  return found.group(1)
-
-
-def rows(title, first):
-  """Returns the rows of the table whose first column's title is `first`."""
-  text = section(title)
-  found = re.search(r"^\| %s \|.*\n\|[-|]+\|\n((?:\|.*\n)*)"
-                    % re.escape(first), text, re.M)
-  assert found, "no table of %r under %r" % (first, title)
-  return [[cell.strip() for cell in line.strip("|").split("|")]
-          for line in found.group(1).splitlines()]
-
-
-def names(cell):
-  """Returns what stands in backticks in a cell."""
-  return re.findall(r"`([^`]+)`", cell)
 
 
 def test_every_block_is_of_a_known_kind():

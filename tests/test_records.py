@@ -10,6 +10,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from utils import record_checks
+from utils import record_encoder
 from utils import records
 from utils.errors import UserError
 from utils.instances import Batch
@@ -45,7 +46,7 @@ def framed(instances, size, predictions, vocab):
       padded(ids, size), np.array(list(map(len, ids))), np.array(firsts),
       np.array(random_next), padded(positions, predictions),
       padded(labels, predictions), np.array(list(map(len, positions))))
-  return records.BatchEncoder(size, predictions, vocab).encode(batch)
+  return record_encoder.BatchEncoder(size, predictions, vocab).encode(batch)
 
 
 def payload_of(instance):

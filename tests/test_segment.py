@@ -13,6 +13,7 @@ import time
 
 from nltk.tokenize import punkt
 import peak_memory
+import processes
 import pytest
 
 from data import punkt_model
@@ -95,19 +96,6 @@ def write(path, lines):
 
 def output(tmp_path):
   return (tmp_path / "out" / "x.segmented.nltk.txt").read_bytes()
-
-
-def in_child(function):
-  """Forks a process that calls `function`; returns its id."""
-  process = os.fork()
-  if process == 0:
-    status = 1
-    try:
-      function()
-      status = 0
-    finally:
-      os._exit(status)  # pylint: disable=protected-access
-  return process
 
 
 # ------------------------------------------------------- exactly NLTK's
@@ -335,7 +323,7 @@ def test_three_parts(tmp_path, nltk_data, flag):
   parts = []
   for index in (2, 1, 0):
     part = options(tmp_path, source, shard_index=index, num_shards=3, **values)
-    parts.append(in_child(lambda p=part: segment.run(p)))
+    parts.append(processes.in_child(lambda p=part: segment.run(p)))
     time.sleep(0.1)
   assert [os.waitpid(part, 0)[1] for part in parts] == [0, 0, 0]
   assert output(tmp_path) == alone
@@ -404,7 +392,7 @@ def test_killed_anywhere(tmp_path, nltk_data, monkeypatch, flag):
     def run(place=place):
       killed_at(monkeypatch, place)
       segment.run(values)
-    _, status = os.waitpid(in_child(run), 0)
+    _, status = os.waitpid(processes.in_child(run), 0)
     kills += os.WIFSIGNALED(status)
     if not status:
       break
@@ -478,8 +466,10 @@ def test_bad_arguments(tmp_path, nltk_data):
   values.output = str(source)
   with pytest.raises(UserError, match="name another place"):
     segment.run(values)
-  with pytest.raises(UserError, match="more than 0"):
-    options(tmp_path, source, num_workers=0)
+  with pytest.raises(UserError, match="--piece_bytes has to be more than 0"):
+    options(tmp_path, source, piece_bytes=0)
+  with pytest.raises(UserError, match="--num_workers=0: give 1 or more"):
+    segment.run(options(tmp_path, source, nltk_data=nltk_data, num_workers=0))
   with pytest.raises(UserError, match="does not exist"):
     segment.run(options(tmp_path, source, nltk_data=nltk_data, shard_index=3,
                         num_shards=3))

@@ -12,6 +12,7 @@ import sys
 import time
 
 import numpy as np
+import processes
 import pytest
 
 from data import shard
@@ -64,19 +65,6 @@ def sides(tmp_path):
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
   monkeypatch.setattr(stages, "POLL_SECONDS", 0.02)
-
-
-def in_child(function):
-  """Forks a process that calls `function`; returns its id."""
-  process = os.fork()
-  if process == 0:
-    status = 1
-    try:
-      function()
-      status = 0
-    finally:
-      os._exit(status)  # pylint: disable=protected-access
-  return process
 
 
 # --------------------------------------------------------- documents
@@ -254,7 +242,7 @@ def test_killed_anywhere(tmp_path, monkeypatch, place):
   def run():
     killed_at(monkeypatch, place)
     shard.run(options(tmp_path, source))
-  _, status = os.waitpid(in_child(run), 0)
+  _, status = os.waitpid(processes.in_child(run), 0)
   assert os.WIFSIGNALED(status)
   # Under a final name is a whole shard, of this division or the earlier one.
   for name, content in shards(tmp_path).items():
@@ -265,12 +253,33 @@ def test_killed_anywhere(tmp_path, monkeypatch, place):
       list(undisturbed) + ["a.shards.json", "a.shards.json.made.json"])
 
 
+def test_a_list_that_comes_just_when_a_part_looks(tmp_path, monkeypatch):
+  """A part that has not seen it yet must not take its record away."""
+  source = write(tmp_path / "a.txt", corpus(1))
+  part = lambda index: options(tmp_path, source, shard_index=index,
+                               num_shards=2, wait_minutes=0)
+  looks = []
+
+  def look(piece, counts_of=stages.counts_of):
+    found = counts_of(piece)
+    if not looks:
+      looks.append(piece)
+      shard.run(part(0))
+    return found
+
+  monkeypatch.setattr(stages, "counts_of", look)
+  shard.run(part(1))
+  assert "a_training_0000.txt" in shards(tmp_path)
+  assert os.path.exists(stages.record_path(str(tmp_path / "out"
+                                               / "a.shards.json")))
+
+
 def test_three_parts(tmp_path):
   source = write(tmp_path / "a.txt", corpus(1))
   parts = []
   for index in (2, 1, 0):
     part = options(tmp_path, source, shard_index=index, num_shards=3)
-    parts.append(in_child(lambda p=part: shard.run(p)))
+    parts.append(processes.in_child(lambda p=part: shard.run(p)))
     time.sleep(0.1)
   assert [os.waitpid(part, 0)[1] for part in parts] == [0, 0, 0]
   together = shards(tmp_path)

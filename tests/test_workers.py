@@ -31,6 +31,12 @@ class TestWorkers(object):
   def test_nothing_to_do(self):
     assert list(workers.run_all(None, [], 4)) == []
 
+  @pytest.mark.parametrize("num_workers", [0, -1])
+  def test_no_workers(self, num_workers):
+    with pytest.raises(UserError, match="--num_workers=%d: give 1 or more"
+                       % num_workers):
+      list(workers.run_all(lambda job: job, [1], num_workers))
+
   @pytest.mark.parametrize("num_workers", [1, 2])
   def test_bad_input_is_told_as_such(self, num_workers):
     def fail(job):

@@ -38,6 +38,23 @@ class Piece(NamedTuple):
   work: Any = None
 
 
+def add_arguments(parser, with_workers=True):
+  """Adds what every stage takes to an argparse parser.
+
+  Args:
+    parser: the parser.
+    with_workers: whether the stage has work for several processes.
+  """
+  if with_workers:
+    parser.add_argument("--num_workers", type=int,
+                        default=workers.default_num_workers(),
+                        help="processes at most; default: cores, %(default)s")
+  parser.add_argument("--wait_minutes", type=float, default=60,
+                      help="longest wait for other parts without any progress; "
+                      "default: %(default)s")
+  shares.add_arguments(parser)
+
+
 def record_path(output):
   """Returns the path of the record beside an output."""
   return output + RECORD_SUFFIX

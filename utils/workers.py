@@ -113,9 +113,11 @@ def run_all(function, jobs, num_workers):
     num_workers: processes at most; 1 does all in this process.
 
   Raises:
-    UserError: where a worker was killed. What a job raises is raised here;
+    UserError: where a worker was killed, or `num_workers` is none. What a job raises is raised here;
       other workers are ended then, so jobs have to write whole or not at all.
   """
+  if num_workers < 1:
+    raise UserError("--num_workers=%d: give 1 or more" % num_workers)
   if min(num_workers, len(jobs)) <= 1:
     for job in jobs:
       yield function(job)
