@@ -367,7 +367,7 @@ def write_in_turn(paths, blocks, settings):
   Args:
     paths: record files; each becomes whole or stays as it was.
     blocks: iterable of (framed records, int array of where each ends), as
-      `BatchEncoder.encode` returns.
+      `record_encoder.BatchEncoder.encode` returns.
     settings: dict, how the records were made.
 
   Returns:
