@@ -52,8 +52,11 @@ class ModelOptions(typing.NamedTuple):
 
   Attributes:
     dropout_key: `DropoutKey`, or None for masks that follow the graph's seed.
+    matmul_dtype: tf.bfloat16 to multiply the encoder's matrices in; None for
+      that of the tensors. All else stays as it is.
   """
   dropout_key: typing.Optional[DropoutKey] = None
+  matmul_dtype: typing.Optional[tf.DType] = None
 
 
 class BertConfig(object):
@@ -227,7 +230,8 @@ class BertModel(object):
       with tf.variable_scope("pooler"):
         self.pooled_output = dense(
             self.sequence_output[:, 0, :], config.hidden_size,
-            create_initializer(config.initializer_range), tf.tanh)
+            create_initializer(config.initializer_range), tf.tanh,
+            matmul_dtype=options.matmul_dtype)
 
   def _build_embeddings(self, config, input_ids, token_type_ids,
                         use_one_hot_embeddings, options):
@@ -328,7 +332,24 @@ def create_initializer(initializer_range=0.02):
   return tf.truncated_normal_initializer(stddev=initializer_range)
 
 
-def dense(input_matrix, units, initializer, activation=None, name="dense"):
+def _multiply(a, b, dtype, transpose_b=False):
+  """Returns the product of matrices (or of stacks of them).
+
+  Args:
+    a: float tensor.
+    b: float tensor.
+    dtype: what to multiply in, or None; the product has the type of `a`.
+    transpose_b: bool.
+  """
+  if dtype is None:
+    return tf.matmul(a, b, transpose_b=transpose_b)
+  product = tf.matmul(tf.cast(a, dtype), tf.cast(b, dtype),
+                      transpose_b=transpose_b)
+  return tf.cast(product, a.dtype)
+
+
+def dense(input_matrix, units, initializer, activation=None, name="dense", *,
+          matmul_dtype=None):
   """Returns activation(input_matrix * kernel + bias), [rows, units].
 
   Args:
@@ -337,13 +358,14 @@ def dense(input_matrix, units, initializer, activation=None, name="dense"):
     initializer: of the kernel; the bias starts at zero.
     activation: function of a tensor, or None.
     name: variable scope of `kernel` [width, units] and `bias` [units].
+    matmul_dtype: see `ModelOptions`.
   """
   width = input_matrix.shape.as_list()[-1]
   with tf.variable_scope(name):
     kernel = tf.get_variable("kernel", [width, units], initializer=initializer)
     bias = tf.get_variable("bias", [units],
                            initializer=tf.zeros_initializer())
-    output = tf.nn.bias_add(tf.matmul(input_matrix, kernel), bias)
+    output = tf.nn.bias_add(_multiply(input_matrix, kernel, matmul_dtype), bias)
   return output if activation is None else activation(output)
 
 
@@ -568,7 +590,7 @@ def _split_heads(matrix, batch_size, seq_length, heads, size):
   return tf.transpose(tensor, [0, 2, 1, 3])
 
 
-def _attend(query, key, value, bias, dropout_prob, dropout_key):
+def _attend(query, key, value, bias, dropout_prob, options):
   """Scaled dot-product attention (Vaswani et al., 1706.03762, section 3.2.1).
 
   The one place to put a fused kernel.
@@ -579,18 +601,20 @@ def _attend(query, key, value, bias, dropout_prob, dropout_key):
     value: float [B, N, T, D].
     bias: float, broadcast to [B, N, F, T], added to the scores; or None.
     dropout_prob: float, for the probabilities.
-    dropout_key: `DropoutKey` or None.
+    options: `ModelOptions`.
 
   Returns:
     float [B, F, N, D].
   """
+  dtype = options.matmul_dtype
   # Scaling the query is scaling the scores, on a smaller tensor.
   scale = 1.0 / math.sqrt(float(query.shape.as_list()[-1]))
-  scores = tf.matmul(query * scale, key, transpose_b=True)
+  scores = _multiply(query * scale, key, dtype, transpose_b=True)
   if bias is not None:
     scores += bias
-  probabilities = dropout(tf.nn.softmax(scores), dropout_prob, key=dropout_key)
-  return tf.transpose(tf.matmul(probabilities, value), [0, 2, 1, 3])
+  probabilities = dropout(tf.nn.softmax(scores), dropout_prob,
+                          key=options.dropout_key)
+  return tf.transpose(_multiply(probabilities, value, dtype), [0, 2, 1, 3])
 
 
 def attention_layer(from_tensor,
@@ -647,11 +671,13 @@ def attention_layer(from_tensor,
   elif batch_size is None or from_seq_length is None or to_seq_length is None:
     raise ValueError("Rank 2 tensors need `batch_size`, `from_seq_length` and "
                      "`to_seq_length`.")
+  options = options or ModelOptions()
 
   def project(tensor, length, activation, name):
     matrix = dense(reshape_to_matrix(tensor),
                    num_attention_heads * size_per_head,
-                   create_initializer(initializer_range), activation, name)
+                   create_initializer(initializer_range), activation, name,
+                   matmul_dtype=options.matmul_dtype)
     return _split_heads(matrix, batch_size, length, num_attention_heads,
                         size_per_head)
 
@@ -661,8 +687,7 @@ def attention_layer(from_tensor,
   if attention_bias is None:
     attention_bias = _mask_to_bias(attention_mask)
   return _attend(query, key, value, attention_bias,
-                 attention_probs_dropout_prob,
-                 options.dropout_key if options else None)
+                 attention_probs_dropout_prob, options)
 
 
 def transformer_model(input_tensor,
@@ -709,7 +734,7 @@ def transformer_model(input_tensor,
     raise ValueError("The width of the input tensor (%d) != hidden size (%d)"
                      % (shape[2], hidden_size))
   initializer = create_initializer(initializer_range)
-  dropout_key = options.dropout_key if options else None
+  options = options or ModelOptions()
   bias = _mask_to_bias(attention_mask)
 
   def attention(matrix):
@@ -724,8 +749,9 @@ def transformer_model(input_tensor,
     return tf.reshape(context, [-1, hidden_size])
 
   def add_and_norm(matrix, residual):
-    output = dense(matrix, hidden_size, initializer)
-    output = dropout(output, hidden_dropout_prob, key=dropout_key)
+    output = dense(matrix, hidden_size, initializer,
+                   matmul_dtype=options.matmul_dtype)
+    output = dropout(output, hidden_dropout_prob, key=options.dropout_key)
     return layer_norm(output + residual)
 
   matrix = reshape_to_matrix(input_tensor)
@@ -739,7 +765,7 @@ def transformer_model(input_tensor,
           attended = add_and_norm(context, matrix)
       with tf.variable_scope("intermediate"):
         inner = dense(attended, intermediate_size, initializer,
-                      intermediate_act_fn)
+                      intermediate_act_fn, matmul_dtype=options.matmul_dtype)
       with tf.variable_scope("output"):
         matrix = add_and_norm(inner, attended)
     layers.append(matrix)

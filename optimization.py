@@ -1,13 +1,18 @@
-"""The learning rate, AdamW, and the one place that says what an update is.
+"""The learning rate, AdamW and LAMB, and what an update is, said once.
 
 Order of an update (`build_update`):
 
-  1. gradients of the loss, dense and in float32
-     (a loss scale would multiply the loss before; micro-batches would be added
-     up after; ranks would add up their sums last, then unscale)
-  2. their global norm, and the test that it and the loss are finite
-  3. only if they are: clip, then weights and slots, then step + 1
-  4. always: the count of consumed records
+  1. loss times loss scale; its gradients, dense and in float32
+  2. their sum over the window's micro-batches (`window_gradients`)
+  3. their sum over all ranks, still scaled
+  4. unscaled: their global norm, and the test that it and the loss are finite,
+     with the same answer on all ranks, since they all have the same sums
+  5. only if they are: clip, then weights and slots, step + 1, and the scale's
+     growth; else the scale is halved and nothing else changes
+  6. always: the count of consumed records
+
+A micro-batch and a rank contribute a share of the window's loss, never a mean
+of their own: so k micro-batches of b on R ranks are one batch of k * b * R.
 
 The step is read once, before everything, and handed down; its increment waits
 for all weights. So nothing depends on the order in which threads run.
@@ -18,25 +23,37 @@ import typing
 
 import tensorflow.compat.v1 as tf
 
+from utils import stack
 from utils.errors import UserError
 
 # As published: layer norms and biases are not decayed.
 NO_DECAY = ("LayerNorm", "layer_norm", "bias")
 
 
+# The framework's defaults for mixed precision (its DynamicLossScale).
+INITIAL_LOSS_SCALE = 2.0 ** 15
+LOSS_SCALE_PERIOD = 2000
+
+
 class Update(typing.NamedTuple):
-  """What `build_update` makes.
+  """What `build_update` makes; the scalars are those of all ranks together.
 
   Attributes:
     train_op: operation that runs one update.
     learning_rate: float32 scalar tensor, the rate of this update.
     grad_norm: float32 scalar tensor, the global norm before clipping.
     is_finite: bool scalar tensor; False means that nothing was updated.
+    loss: float32 scalar tensor.
+    sums: {tag: float32 scalar tensor} of the loss function's other sums.
+    loss_scale: float32 scalar tensor that this update used; None without one.
   """
   train_op: typing.Any
   learning_rate: typing.Any
   grad_norm: typing.Any
   is_finite: typing.Any
+  loss: typing.Any
+  sums: typing.Any
+  loss_scale: typing.Any
 
 
 def learning_rate(step, init_lr, num_train_steps, num_warmup_steps, power=1.0):
@@ -81,11 +98,11 @@ def learning_rate(step, init_lr, num_train_steps, num_warmup_steps, power=1.0):
 class _DecayOptimizer(tf.train.Optimizer):
   """What optimizers with decoupled weight decay share.
 
-  A subclass names its slots (`SLOTS`) and turns a gradient, a variable and its
-  slots into operations (`_update`); LAMB is to be the second one.
+  Both keep Adam's moments, under the names of published checkpoints; a
+  subclass turns them into the direction of a step (`_direction`).
   """
 
-  SLOTS = ()
+  SLOTS = ("adam_m", "adam_v")
 
   def __init__(self, rate, weight_decay_rate, exclude_from_weight_decay, name):
     super(_DecayOptimizer, self).__init__(False, name)
@@ -125,14 +142,29 @@ class _DecayOptimizer(tf.train.Optimizer):
 
   def _update(self, grad, var, slots):
     """Returns an operation; `grad` is dense float32 of the shape of `var`."""
+    m, v = slots
+    # At a rate of zero the framework's kernel moves m and v, in place and in
+    # one pass, and leaves the weights. Its 1 - beta_2 is float32's, 1.3e-5
+    # below 0.001. It could move the weights as well, but not decay them, and a
+    # decay on its own is lost in rounding once the rate is below 6e-6.
+    moments = _kernel("ApplyAdam", dict(var=var, m=m, v=v),
+                      beta1_power=0.0, beta2_power=0.0, lr=0.0,
+                      beta1=self.beta_1, beta2=self.beta_2,
+                      epsilon=self.epsilon, grad=grad)
+    with tf.control_dependencies([moments]):
+      delta = self._direction(
+          m.read_value(), v.read_value(), var.read_value(), _name_of(var))
+    return _kernel("ApplyGradientDescent", dict(var=var),
+                   alpha=self.learning_rate, delta=delta)
+
+  def _direction(self, m, v, weight, name):
+    """Returns what the rate multiplies, of the shape of `weight`."""
     raise NotImplementedError
 
   def _decays(self, name):
     """Says whether the variable of that name is decayed."""
-    if not self.weight_decay_rate:
-      return False
-    return not any(re.search(pattern, name)
-                   for pattern in self.exclude_from_weight_decay or ())
+    return bool(self.weight_decay_rate) and not _matches(
+        name, self.exclude_from_weight_decay)
 
 
 class AdamWeightDecayOptimizer(_DecayOptimizer):
@@ -144,8 +176,6 @@ class AdamWeightDecayOptimizer(_DecayOptimizer):
   (Kingma and Ba, 1412.6980, algorithm 1 without its bias correction;
   Loshchilov and Hutter, 1711.05101, algorithm 2.)
   """
-
-  SLOTS = ("adam_m", "adam_v")
 
   def __init__(self,
                learning_rate,  # pylint: disable=redefined-outer-name
@@ -173,22 +203,75 @@ class AdamWeightDecayOptimizer(_DecayOptimizer):
     self.beta_2 = beta_2
     self.epsilon = epsilon
 
-  def _update(self, grad, var, slots):
-    m, v = slots
-    # At a rate of zero the framework's kernel moves m and v, in place and in
-    # one pass, and leaves the weights. Its 1 - beta_2 is float32's, 1.3e-5
-    # below 0.001. It could move the weights as well, but not decay them, and a
-    # decay on its own is lost in rounding once the rate is below 6e-6.
-    moments = _kernel("ApplyAdam", dict(var=var, m=m, v=v),
-                      beta1_power=0.0, beta2_power=0.0, lr=0.0,
-                      beta1=self.beta_1, beta2=self.beta_2,
-                      epsilon=self.epsilon, grad=grad)
-    with tf.control_dependencies([moments]):
-      delta = m.read_value() / (tf.sqrt(v.read_value()) + self.epsilon)
-      if self._decays(_name_of(var)):
-        delta += self.weight_decay_rate * var.read_value()
-    return _kernel("ApplyGradientDescent", dict(var=var),
-                   alpha=self.learning_rate, delta=delta)
+  def _direction(self, m, v, weight, name):
+    direction = m / (tf.sqrt(v) + self.epsilon)
+    if self._decays(name):
+      direction += self.weight_decay_rate * weight
+    return direction
+
+
+class LAMBOptimizer(_DecayOptimizer):
+  """LAMB (You et al., 1904.00962, algorithm 2), for very large batches.
+
+  m and v as in Adam;  m' = m / (1 - beta_1^t);  v' = v / (1 - beta_2^t);
+  u = m' / (sqrt(v') + epsilon) + weight_decay_rate w;
+  w = w - rate (|w| / |u|) u
+
+  with t = 1 in the first update. The norms are of the whole tensor; their
+  ratio is 1 where one of them is 0, and for variables that are excluded, as
+  in the authors' code: what is not decayed is not adapted either.
+  """
+
+  def __init__(self,
+               learning_rate,  # pylint: disable=redefined-outer-name
+               step,
+               weight_decay_rate=0.0,
+               beta_1=0.9,
+               beta_2=0.999,
+               epsilon=1e-6,
+               exclude_from_weight_decay=None,
+               exclude_from_layer_adaptation=None,
+               name="LAMBOptimizer"):
+    """Keeps the arguments.
+
+    Args:
+      learning_rate: float or float32 scalar tensor.
+      step: integer scalar tensor or int, the number of updates done before
+        this one.
+      weight_decay_rate: float.
+      beta_1: float.
+      beta_2: float.
+      epsilon: float.
+      exclude_from_weight_decay: regular expressions searched in the variable's
+        name, or None.
+      exclude_from_layer_adaptation: the same, for the ratio of norms; those
+        of `exclude_from_weight_decay` when None.
+      name: of the optimizer.
+    """
+    super(LAMBOptimizer, self).__init__(
+        learning_rate, weight_decay_rate, exclude_from_weight_decay, name)
+    self.beta_1 = beta_1
+    self.beta_2 = beta_2
+    self.epsilon = epsilon
+    self.exclude_from_layer_adaptation = (
+        exclude_from_weight_decay if exclude_from_layer_adaptation is None
+        else exclude_from_layer_adaptation)
+    count = tf.cast(step, tf.float32) + 1.0
+    self._correction_1 = 1.0 - tf.pow(beta_1, count)
+    self._correction_2 = 1.0 - tf.pow(beta_2, count)
+
+  def _direction(self, m, v, weight, name):
+    direction = (m / self._correction_1) / (
+        tf.sqrt(v / self._correction_2) + self.epsilon)
+    if self._decays(name):
+      direction += self.weight_decay_rate * weight
+    if _matches(name, self.exclude_from_layer_adaptation):
+      return direction
+    weight_norm = _global_norm([weight])
+    norm = _global_norm([direction])
+    usable = (weight_norm > 0.0) & (norm > 0.0)
+    ratio = weight_norm / tf.where(usable, norm, tf.ones_like(norm))
+    return direction * tf.where(usable, ratio, tf.ones_like(ratio))
 
 
 def _kernel(name, variables, **inputs):
@@ -197,6 +280,11 @@ def _kernel(name, variables, **inputs):
     return getattr(tf.raw_ops, name)(**variables, **inputs).op
   handles = {key: variable.handle for key, variable in variables.items()}
   return getattr(tf.raw_ops, "Resource" + name)(**handles, **inputs)
+
+
+def _matches(name, patterns):
+  """Says whether a pattern of the list, or None, is found in `name`."""
+  return any(re.search(pattern, name) for pattern in patterns or ())
 
 
 def _name_of(var):
@@ -208,14 +296,20 @@ def _is_reference(var):
   return var.dtype != var.dtype.base_dtype
 
 
-def dense_gradient(grad):
+def dense_gradient(grad, rows=None):
   """Returns a gradient as a dense float32 tensor; None stays None.
 
   The word table's gradient arrives as rows and indices (of which some repeat);
   all later steps, and the exchange between ranks, want it whole.
+
+  Args:
+    grad: tensor, tf.IndexedSlices or None.
+    rows: int, the number of rows of the variable, where it is known.
   """
   if grad is None:
     return None
+  if isinstance(grad, tf.IndexedSlices) and rows is not None:
+    grad = tf.math.unsorted_segment_sum(grad.values, grad.indices, rows)
   return tf.cast(tf.convert_to_tensor(grad), tf.float32)
 
 
@@ -234,21 +328,153 @@ def _all_finite(*scalars):
                                  for scalar in scalars]))
 
 
+class LossScale(object):
+  """The scale of mixed precision: grows slowly, halves at an overflow.
+
+  (Micikevicius et al., 1710.03740, section 3.2.) Doubled after
+  `LOSS_SCALE_PERIOD` good steps in a row. Its two variables are saved, under
+  the names that the framework's own has.
+  """
+
+  def __init__(self, initial=INITIAL_LOSS_SCALE, period=LOSS_SCALE_PERIOD):
+    self._period = period
+    self._scale = tf.get_variable(
+        "current_loss_scale", [], tf.float32, trainable=False,
+        initializer=tf.constant_initializer(initial))
+    self._good_steps = tf.get_variable(
+        "good_steps", [], tf.int64, trainable=False,
+        initializer=tf.zeros_initializer())
+    self.value = tf.identity(self._scale)
+
+  def grow(self):
+    """Returns the operation for a good step."""
+    good = self._good_steps + 1
+    due = good >= self._period
+    scale = tf.where(due, self.value * 2.0, self.value)
+    return tf.group(
+        self._scale.assign(tf.where(tf.is_finite(scale), scale, self.value)),
+        self._good_steps.assign(tf.where(due, tf.zeros_like(good), good)))
+
+  def shrink(self):
+    """Returns the operation for a step that overflowed."""
+    return tf.group(self._scale.assign(tf.maximum(self.value / 2.0, 1.0)),
+                    self._good_steps.assign(0))
+
+
+class _Window(typing.NamedTuple):
+  """Sums over a window's micro-batches: gradients, loss, other sums."""
+  grads: typing.Any
+  loss: typing.Any
+  sums: typing.Any
+
+
+def window_gradients(loss_of, num_accumulation_steps=1, scale=None):
+  """Adds up gradients over the micro-batches of one window.
+
+  All but the last run in a loop, whose sums are never saved; the last one
+  runs after it, so that the exchange between ranks can begin while its
+  backward pass goes on.
+
+  Args:
+    loss_of: function that builds the graph of one micro-batch, given its
+      number, an int32 scalar tensor: returns its share of the window's loss,
+      float32 scalar, and {tag: float32 scalar} to be added up likewise.
+    num_accumulation_steps: int, the number of micro-batches.
+    scale: float32 scalar tensor that the loss is multiplied with, or None.
+
+  Returns:
+    (trainable variables that have a gradient, `_Window` of dense float32
+    gradients of the scaled loss, and the loss and sums without the scale).
+
+  Raises:
+    ValueError: if no variable has a gradient.
+  """
+  variables = []
+
+  def build(number):
+    # The same scope object each time: modules find the variables again.
+    with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
+      loss, sums = loss_of(number)
+    if not variables:
+      variables.extend(tf.trainable_variables())
+    grads = tf.gradients(loss if scale is None else loss * scale, variables)
+    return _Window([dense_gradient(grad, var.shape.as_list()[0]
+                                   if var.shape.ndims else None)
+                    for grad, var in zip(grads, variables)],
+                   tf.cast(loss, tf.float32),
+                   {tag: tf.cast(value, tf.float32)
+                    for tag, value in sums.items()})
+
+  number = tf.constant(num_accumulation_steps - 1)
+  # Built first, since the loop needs the variables; runs last.
+  last = build(number)
+  used = [i for i, grad in enumerate(last.grads) if grad is not None]
+  if not used:
+    raise ValueError("The loss depends on no trainable variable.")
+  last = last._replace(grads=[last.grads[i] for i in used])
+  variables = [variables[i] for i in used]
+  if num_accumulation_steps == 1:
+    return variables, last
+  earlier = _loop(build, num_accumulation_steps - 1, last)
+  stack.run_after(number.op, tf.nest.flatten(earlier)[-1].op)
+  return variables, tf.nest.map_structure(tf.add, earlier, last)
+
+
+def _loop(build, count, like):
+  """Returns the sums, a structure as `like`, of `build(0 .. count - 1)`."""
+  flat = tf.nest.flatten(like)
+  zeros = [tf.zeros(value.shape, value.dtype) for value in flat]
+
+  def body(number, *sums):
+    parts = tf.nest.flatten(build(number))
+    return [number + 1] + [a + b for a, b in zip(sums, parts)]
+
+  return tf.nest.pack_sequence_as(like, tf.while_loop(
+      lambda number, *unused: number < count, body,
+      [tf.constant(0)] + zeros, back_prop=False, parallel_iterations=1)[1:])
+
+
+def make_optimizer(optimizer_type, rate, step):
+  """Returns the optimizer of that type with the published settings.
+
+  Args:
+    optimizer_type: "adam" (AdamW) or "lamb".
+    rate: float32 scalar tensor.
+    step: integer scalar tensor, the number of updates done.
+  """
+  settings = dict(weight_decay_rate=0.01, beta_1=0.9, beta_2=0.999,
+                  epsilon=1e-6, exclude_from_weight_decay=NO_DECAY)
+  if optimizer_type == "adam":
+    return AdamWeightDecayOptimizer(rate, **settings)
+  return LAMBOptimizer(rate, step, **settings)
+
+
 def build_update(loss,
                  init_lr,
                  num_train_steps,
                  num_warmup_steps,
                  *,
+                 optimizer_type="adam",
+                 num_accumulation_steps=1,
+                 loss_scale=False,
+                 exchange=None,
                  global_step=None,
                  records=None,
                  clip_norm=1.0):
   """Builds one update of all trainable variables, as published.
 
   Args:
-    loss: float scalar tensor.
+    loss: float scalar tensor, or a function as `window_gradients` takes it.
     init_lr: float.
     num_train_steps: int.
     num_warmup_steps: int, less than `num_train_steps`; None is 0.
+    optimizer_type: "adam" or "lamb"; the rate falls linearly for the first,
+      as a square root for the second.
+    num_accumulation_steps: int, micro-batches of an update; above 1 `loss`
+      has to be a function.
+    loss_scale: bool, whether to scale the loss as mixed precision needs it.
+    exchange: None for a single rank, else a function of a list of gradients
+      and a vector of scalars that returns the sums of both over all ranks.
     global_step: integer variable; the graph's global step when None.
     records: (variable, increment) or None: a counter that advances even where
       the update is skipped, since its records are consumed.
@@ -265,39 +491,56 @@ def build_update(loss,
   if global_step is None:
     global_step = tf.train.get_or_create_global_step()
   step = tf.identity(global_step)
-  rate = learning_rate(step, init_lr, num_train_steps, num_warmup_steps)
-  optimizer = AdamWeightDecayOptimizer(
-      learning_rate=rate, weight_decay_rate=0.01, beta_1=0.9, beta_2=0.999,
-      epsilon=1e-6, exclude_from_weight_decay=NO_DECAY)
-
-  variables = tf.trainable_variables()
-  pairs = [(dense_gradient(grad), var)
-           for grad, var in zip(tf.gradients(loss, variables), variables)
-           if grad is not None]
-  if not pairs:
-    raise ValueError("The loss depends on no trainable variable.")
-  grads = [grad for grad, _ in pairs]
-  norm = _global_norm(grads)
-  finite = _all_finite(loss, norm)
+  rate = learning_rate(step, init_lr, num_train_steps, num_warmup_steps,
+                       power=0.5 if optimizer_type == "lamb" else 1.0)
+  optimizer = make_optimizer(optimizer_type, rate, step)
+  scale = LossScale() if loss_scale else None
+  variables, window = window_gradients(
+      loss if callable(loss) else lambda number: (loss, {}),
+      num_accumulation_steps, scale.value if scale else None)
+  if exchange is not None:
+    window = _exchanged(window, exchange)
+  # Scales are powers of two, so that dividing the norm is dividing them all.
+  norm = _global_norm(window.grads)
+  unscale = 1.0 / scale.value if scale else 1.0
+  norm *= unscale
+  finite = _all_finite(window.loss, norm)
   # Variables must not be made inside a branch.
-  optimizer.make_slots([var for _, var in pairs])
+  optimizer.make_slots(variables)
 
   def update():
-    scale = clip_norm / tf.maximum(norm, clip_norm)
-    clipped = [(grad * scale, var) for grad, var in pairs]
-    with tf.control_dependencies([optimizer.apply_gradients(clipped)]):
+    factor = unscale * (clip_norm / tf.maximum(norm, clip_norm))
+    clipped = [(grad * factor, var)
+               for grad, var in zip(window.grads, variables)]
+    done = [optimizer.apply_gradients(clipped)]
+    if scale:
+      done.append(scale.grow())
+    with tf.control_dependencies(done):
       advance = global_step.assign(step + 1).op
     with tf.control_dependencies([advance]):
       return tf.constant(True)
 
-  done = tf.cond(finite, update, lambda: tf.constant(False))
-  train_op = done.op
+  def skip():
+    with tf.control_dependencies([scale.shrink()] if scale else []):
+      return tf.constant(False)
+
+  train_op = tf.cond(finite, update, skip).op
   if records is not None:
     counter, increment = records
-    with tf.control_dependencies([done]):
+    with tf.control_dependencies([train_op]):
       train_op = tf.assign_add(counter, tf.cast(
           increment, counter.dtype.base_dtype)).op
-  return Update(train_op, rate, norm, finite)
+  return Update(train_op, rate, norm, finite, window.loss, window.sums,
+                scale.value if scale else None)
+
+
+def _exchanged(window, exchange):
+  """Returns the window's sums over all ranks."""
+  tags = sorted(window.sums)
+  grads, scalars = exchange(window.grads, tf.stack(
+      [window.loss] + [window.sums[tag] for tag in tags]))
+  scalars = tf.unstack(scalars)
+  return _Window(grads, scalars[0], dict(zip(tags, scalars[1:])))
 
 
 def create_optimizer(loss, init_lr, num_train_steps, num_warmup_steps,

@@ -24,9 +24,9 @@ from utils import metrics
 from utils import order
 from utils import record_checks
 from utils import records
+from utils import replica
 from utils import run_folder
 from utils import runner_flags
-from utils import session
 from utils import training
 from utils.errors import run_main
 from utils.errors import UserError
@@ -50,8 +50,13 @@ class PretrainingConfig(NamedTuple):
   num_warmup_steps: int
   max_seq_length: int
   max_predictions_per_seq: int
+  optimizer_type: str
+  num_accumulation_steps: int
+  allreduce_fp16: bool
+  nan_policy: str
   save_checkpoints_steps: int
   keep_checkpoint_max: int
+  eval_every_steps: int
   max_eval_steps: int
   log_every_steps: int
   seed: int
@@ -59,6 +64,7 @@ class PretrainingConfig(NamedTuple):
   iterations_per_loop: int
   horovod: bool
   use_fp16: bool
+  use_bf16: bool
   use_xla: bool
 
 
@@ -117,13 +123,17 @@ class Outputs(NamedTuple):
   weights: tf.Tensor
 
 
+def weighted_sum(outputs):
+  """Returns the sum of the losses of real predictions, a float32 scalar."""
+  return tf.reduce_sum(outputs.losses * outputs.weights)
+
+
 def weighted_mean(outputs):
   """Returns the mean loss of the real predictions, a float32 scalar.
 
   Sum over sum, as published; 1e-5 keeps a batch without predictions finite.
   """
-  return (tf.reduce_sum(outputs.losses * outputs.weights)
-          / (tf.reduce_sum(outputs.weights) + 1e-5))
+  return weighted_sum(outputs) / (tf.reduce_sum(outputs.weights) + 1e-5)
 
 
 def _softmax_head(hidden, kernel, bias, labels, weights):
@@ -205,47 +215,82 @@ def gather_positions(sequence, positions):
   return tf.gather(tf.reshape(sequence, [-1, width]), flat)
 
 
+def outputs_of(features, bert_config, is_training, options):
+  """Returns the `Outputs` of both heads, masked LM and next sentence.
+
+  Args:
+    features: dict of the records' tensors, int32 but for the weights.
+    bert_config: modeling.BertConfig.
+    is_training: bool, whether dropout is on.
+    options: modeling.ModelOptions.
+  """
+  model = modeling.BertModel(
+      config=bert_config, is_training=is_training,
+      input_ids=features["input_ids"], input_mask=features["input_mask"],
+      token_type_ids=features["segment_ids"],
+      use_one_hot_embeddings=False, options=options)
+  return (masked_lm_outputs(bert_config, model.get_sequence_output(),
+                            model.get_embedding_table(), features),
+          next_sentence_outputs(bert_config, model.get_pooled_output(),
+                                features))
+
+
+def loss_weights(features):
+  """Returns what a rank's window adds to the divisors of the two losses.
+
+  Args:
+    features: dict with `masked_lm_weights` [..., predictions] and
+      `next_sentence_labels` [..., 1].
+  """
+  # The constant of `weighted_mean`, once for all ranks.
+  constant = 1e-5 if replica.is_chief() else 0.0
+  return {
+      "mlm_loss": tf.reduce_sum(features["masked_lm_weights"]) + constant,
+      "nsp_loss": tf.size(features["next_sentence_labels"])}
+
+
 def model_fn(features, labels, mode, params):
   """Estimator's model function.
 
   Args:
-    features: dict of the records' tensors, int32 but for the weights.
+    features: dict of the records' tensors [batch, ...], int32 but for the
+      weights; in training with k > 1 micro-batches [k, batch, ...].
     labels: None; the records hold them as features.
     mode: a tf.estimator.ModeKeys.
     params: dict of `training.estimator`.
   """
   del labels
   config, bert_config = params["config"], params["bert_config"]
-  is_training = mode == tf.estimator.ModeKeys.TRAIN
-  model = modeling.BertModel(
-      config=bert_config, is_training=is_training,
-      input_ids=features["input_ids"], input_mask=features["input_mask"],
-      token_type_ids=features["segment_ids"],
-      use_one_hot_embeddings=False,
-      options=training.model_options(is_training, config.seed))
-  mlm = masked_lm_outputs(bert_config, model.get_sequence_output(),
-                          model.get_embedding_table(), features)
-  nsp = next_sentence_outputs(bert_config, model.get_pooled_output(), features)
-  mlm_loss, nsp_loss = weighted_mean(mlm), tf.reduce_mean(nsp.losses)
-  loss = mlm_loss + nsp_loss
-  if is_training:
-    return training.train_spec(
-        params, loss, {"mlm_loss": mlm_loss, "nsp_loss": nsp_loss},
-        log_losses=config.report_loss)
-  session.check_complete(params["checkpoint"])
+
+  def totals_of(micro, options):
+    mlm, nsp = outputs_of(micro, bert_config, True, options)
+    return {"mlm_loss": weighted_sum(mlm), "nsp_loss": weighted_sum(nsp)}
+
+  if mode == tf.estimator.ModeKeys.TRAIN:
+    return training.train_spec(params, features, totals_of,
+                               loss_weights(features),
+                               log_losses=config.report_loss)
+  mlm, nsp = outputs_of(features, bert_config, False,
+                        training.inference_options(params))
+  training.check_restored(params)
   return tf.estimator.EstimatorSpec(
-      mode=mode, loss=loss, eval_metric_ops=eval_metrics(mlm, nsp))
+      mode=mode, loss=weighted_mean(mlm) + weighted_mean(nsp),
+      eval_metric_ops=eval_metrics(mlm, nsp),
+      evaluation_hooks=training.inference_hooks())
 
 
 def eval_metrics(mlm, nsp):
-  """Returns the streaming accuracies and losses, by the reference's names."""
+  """Returns the accuracies and losses of all ranks' batches together.
+
+  By the reference's names: {name: (mean, operation that takes a batch in)}.
+  """
   named = {}
   for name, outputs in (("masked_lm", mlm), ("next_sentence", nsp)):
     guesses = tf.argmax(outputs.log_probs, axis=-1, output_type=tf.int32)
-    named[name + "_accuracy"] = tf.metrics.accuracy(
-        labels=outputs.labels, predictions=guesses, weights=outputs.weights)
-    named[name + "_loss"] = tf.metrics.mean(
-        values=outputs.losses, weights=outputs.weights)
+    hits = tf.cast(tf.equal(guesses, outputs.labels), tf.float32)
+    for kind, values in (("accuracy", hits), ("loss", outputs.losses)):
+      named["%s_%s" % (name, kind)] = replica.mean_over_ranks(
+          values, outputs.weights, "%s_%s" % (name, kind))
   return named
 
 
@@ -287,19 +332,21 @@ def inspector(features):
   return inspect
 
 
-def input_fn(source, features, batch_size):
+def input_fn(source, features, batch_size, batches_a_step=1):
   """Returns the dataset of parsed batches.
 
   Args:
     source: `input_pipeline.Source` of `_in_batches`.
     features: dict of `record_checks.features_of`.
     batch_size: records a batch, or None if the last one may be smaller.
+    batches_a_step: see `input_pipeline.in_steps`.
   """
   shape = tf.TensorShape([batch_size])
   batches = tf.data.Dataset.from_generator(
       source, (tf.string, tf.string), (shape, shape))
-  return batches.map(lambda serialized, unused_paths: parse(
-      serialized, features)).prefetch(input_pipeline.PREFETCH)
+  return input_pipeline.in_steps(batches.map(
+      lambda serialized, unused_paths: parse(serialized, features)),
+                                 batches_a_step)
 
 
 def _read(path, skip=0):
@@ -359,28 +406,47 @@ def train(config, bert_config):
   sources = train_sources(config, bert_config)
   features = features_of(config, bert_config)
   total = sum(sum(counts) for _, counts in sources)
-  runner_flags.check_enough("train_batch_size", config.train_batch_size,
-                            total, "records in --input_file")
+  runner_flags.check_enough(
+      "train_batch_size", training.global_batch(config), total,
+      "records in --input_file")
   LOGGER.info("training on %d records in %d files%s", total,
               sum(len(paths) for paths, _ in sources), "" if len(sources) == 1
               else " of %d sources, batches %s" % (len(sources),
                                                    config.batch_sources))
   unit = 1 if config.batch_sources == "mixed" else config.train_batch_size
+  part = order.Part(replica.rank(), replica.size(),
+                    config.train_batch_size * config.num_accumulation_steps)
+  if part.size > 1:
+    LOGGER.info("%s", order.division(sources, part))
 
   def batches(consumed):
     return _in_batches(
-        order.mixed_records(sources, config.seed, consumed, unit, _read),
+        order.rank_records(sources, config.seed, part, consumed, unit, _read),
         config.train_batch_size)
 
   training.train(
       config, bert_config, model_fn, config.num_train_steps,
       config.num_warmup_steps, batches,
-      lambda source: input_fn(source, features, config.train_batch_size),
-      inspector(features))
+      lambda source: input_fn(source, features, config.train_batch_size,
+                              config.num_accumulation_steps),
+      inspector(features),
+      evaluate=lambda: _score(evaluate(config, bert_config)))
+
+
+def _score(result):
+  """Returns what the best checkpoint is chosen by, the higher the better."""
+  return "-(masked_lm_loss + next_sentence_loss)", -(
+      result["masked_lm_loss"] + result["next_sentence_loss"])
 
 
 def evaluate(config, bert_config):
-  """Scores the newest checkpoint and writes eval_results.txt."""
+  """Scores the newest checkpoint and writes eval_results.txt.
+
+  The ranks take the batches in turn; the result is that of one rank.
+
+  Returns:
+    {name: value}.
+  """
   flag = "eval_input_file" if config.eval_input_file else "input_file"
   eval_files = record_files(config, bert_config, flag)
   features = features_of(config, bert_config)
@@ -388,28 +454,37 @@ def evaluate(config, bert_config):
   LOGGER.info("evaluating %s on %s", prefix, ", ".join(eval_files))
 
   def batches():
-    return _in_batches(itertools.chain.from_iterable(map(_read, eval_files)),
-                       config.eval_batch_size)
+    every = _in_batches(itertools.chain.from_iterable(map(_read, eval_files)),
+                        config.eval_batch_size)
+    mine = itertools.islice(every, replica.rank(), config.max_eval_steps,
+                            replica.size())
+    # A rank without any still has to meet the others.
+    yield from itertools.chain([next(mine, ([], []))], mine)
 
   source = input_pipeline.Source(batches, inspector(features))
   estimator = training.estimator(
       config, bert_config, model_fn, checkpoint=prefix)
-  with input_pipeline.surfaced(source):
+  with replica.peers(), input_pipeline.surfaced(source):
     result = estimator.evaluate(
-        lambda: input_fn(source, features, None), steps=config.max_eval_steps,
-        checkpoint_path=prefix)
-  _write_results(config, {k: float(v) for k, v in result.items()})
+        lambda: input_fn(source, features, None), checkpoint_path=prefix)
+  result = {k: float(v) for k, v in result.items()}
+  # Estimator's is the mean of this rank's batches.
+  result["loss"] = result["masked_lm_loss"] + result["next_sentence_loss"]
+  if replica.is_chief():
+    _write_results(config, result)
+  return result
 
 
 def _write_results(config, result):
-  step = int(result.pop("global_step"))
+  step = int(result["global_step"])
   path = os.path.join(config.output_dir, "eval_results.txt")
   with files.atomic_write(path) as stream:
     for name, value in sorted(dict(result, global_step=step).items()):
       LOGGER.info("%s = %s", name, value)
       stream.write("%s = %s\n" % (name, value))
   writer = metrics.MetricsWriter(config.output_dir)
-  writer.write("eval", step=step, **result)
+  writer.write("eval", step=step, **{
+      name: value for name, value in result.items() if name != "global_step"})
   writer.close()
 
 
@@ -422,7 +497,6 @@ def main(unused_argv):
   runner_flags.check_length(config.max_seq_length, bert_config)
   with run_folder.opened(config.output_dir, "run_pretraining.py", config,
                          bert_config.to_dict(), flags.FLAGS.log_file):
-    session.check_precision(config)
     if config.do_train:
       train(config, bert_config)
     if config.do_eval:

@@ -24,9 +24,9 @@ from utils import input_pipeline
 from utils import logs
 from utils import metrics
 from utils import order
+from utils import replica
 from utils import run_folder
 from utils import runner_flags
-from utils import session
 from utils import squad_answers
 from utils import squad_data
 from utils import squad_score
@@ -65,13 +65,19 @@ class SquadConfig(NamedTuple):
   null_score_diff_threshold: float
   version_2_with_negative: bool
   num_eval_iterations: Optional[int]
+  optimizer_type: str
+  num_accumulation_steps: int
+  allreduce_fp16: bool
+  nan_policy: str
   save_checkpoints_steps: int
   keep_checkpoint_max: int
+  eval_every_steps: int
   log_every_steps: int
   iterations_per_loop: int
   seed: int
   horovod: bool
   use_fp16: bool
+  use_bf16: bool
   use_xla: bool
   verbose_logging: bool
 
@@ -155,7 +161,7 @@ def config_from_flags():
   if config.do_train:
     files.require_file(config.train_file, "train_file")
     runner_flags.check_positive("num_train_epochs", config.num_train_epochs)
-  if config.do_predict:
+  if config.do_predict or config.eval_every_steps:
     files.require_file(config.predict_file, "predict_file")
   for name in ("predict_batch_size", "doc_stride", "max_query_length",
                "max_answer_length", "n_best_size"):
@@ -200,46 +206,68 @@ def span_logits(sequence_output):
   return start, end
 
 
-def span_loss(start_logits, end_logits, features):
-  """Returns the mean cross-entropy of start and end over all positions.
+def span_loss_sum(start_logits, end_logits, features):
+  """Returns the sum over the batch of a feature's mean loss of start and end.
+
+  Cross-entropy over all positions, a float32 scalar.
 
   Args:
     start_logits: float32 [batch, seq].
     end_logits: float32 [batch, seq].
     features: dict with int32 [batch] `start_positions`, `end_positions`.
   """
-  def mean_loss(logits, positions):
-    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(
+  def loss_sum(logits, positions):
+    return tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(
         labels=positions, logits=logits))
-  return (mean_loss(start_logits, features["start_positions"])
-          + mean_loss(end_logits, features["end_positions"])) / 2.0
+  return (loss_sum(start_logits, features["start_positions"])
+          + loss_sum(end_logits, features["end_positions"])) / 2.0
+
+
+def logits_of(features, bert_config, is_training, options):
+  """Returns `span_logits` of a batch.
+
+  Args:
+    features: dict of int32 `input_ids`, `input_mask`, `segment_ids`
+      [batch, seq].
+    bert_config: modeling.BertConfig.
+    is_training: bool, whether dropout is on.
+    options: modeling.ModelOptions.
+  """
+  model = modeling.BertModel(
+      config=bert_config, is_training=is_training,
+      input_ids=features["input_ids"], input_mask=features["input_mask"],
+      token_type_ids=features["segment_ids"], use_one_hot_embeddings=False,
+      options=options)
+  return span_logits(model.get_sequence_output())
 
 
 def model_fn(features, labels, mode, params):
   """Estimator's model function.
 
   Args:
-    features: dict of int32 `input_ids`, `input_mask`, `segment_ids`
-      [batch, seq] and, in training, what `span_loss` needs.
+    features: dict of what `logits_of` and, in training, `span_loss_sum`
+      need, [batch, ...]; with k > 1 micro-batches [k, batch, ...].
     labels: None; they are among the features.
     mode: a tf.estimator.ModeKeys.
     params: dict of `training.estimator`.
   """
   del labels
-  is_training = mode == tf.estimator.ModeKeys.TRAIN
-  model = modeling.BertModel(
-      config=params["bert_config"], is_training=is_training,
-      input_ids=features["input_ids"], input_mask=features["input_mask"],
-      token_type_ids=features["segment_ids"], use_one_hot_embeddings=False,
-      options=training.model_options(is_training, params["config"].seed))
-  start_logits, end_logits = span_logits(model.get_sequence_output())
-  if is_training:
-    loss = span_loss(start_logits, end_logits, features)
-    return training.train_spec(params, loss, {})
-  session.check_complete(params["checkpoint"])
+  bert_config = params["bert_config"]
+
+  def totals_of(micro, options):
+    return {"span_loss": span_loss_sum(
+        *logits_of(micro, bert_config, True, options), features=micro)}
+
+  if mode == tf.estimator.ModeKeys.TRAIN:
+    return training.train_spec(params, features, totals_of, {
+        "span_loss": tf.size(features["start_positions"])})
+  start_logits, end_logits = logits_of(features, bert_config, False,
+                                       training.inference_options(params))
+  training.check_restored(params)
   return tf.estimator.EstimatorSpec(mode=mode, predictions={
       "unique_ids": features["unique_ids"],
-      "start_logits": start_logits, "end_logits": end_logits})
+      "start_logits": start_logits, "end_logits": end_logits},
+                                    prediction_hooks=training.inference_hooks())
 
 
 def batch_of(features, rows, is_training):
@@ -262,7 +290,7 @@ def batch_of(features, rows, is_training):
   return batch
 
 
-def input_fn(source, batch_size, seq_length, is_training):
+def input_fn(source, batch_size, seq_length, is_training, batches_a_step=1):
   """Returns the dataset of batches.
 
   Args:
@@ -270,6 +298,7 @@ def input_fn(source, batch_size, seq_length, is_training):
     batch_size: features a batch, or None if the last may be smaller.
     seq_length: word pieces of a feature.
     is_training: whether the batches hold the answer's positions.
+    batches_a_step: see `input_pipeline.in_steps`.
   """
   names = ["unique_ids"] + (
       ["start_positions", "end_positions"] if is_training else [])
@@ -277,8 +306,8 @@ def input_fn(source, batch_size, seq_length, is_training):
   for name in ("input_ids", "input_mask", "segment_ids"):
     shapes[name] = tf.TensorShape([batch_size, seq_length])
   dtypes = {name: tf.int32 for name in shapes}
-  return tf.data.Dataset.from_generator(
-      source, dtypes, shapes).prefetch(input_pipeline.PREFETCH)
+  return input_pipeline.in_steps(tf.data.Dataset.from_generator(
+      source, dtypes, shapes), batches_a_step)
 
 
 def load_features(config, tokenizer, path, is_training):
@@ -288,10 +317,10 @@ def load_features(config, tokenizer, path, is_training):
       max_query_length=config.max_query_length,
       do_lower_case=config.do_lower_case,
       vocab_sha256=files.sha256_of_file(config.vocab_file))
-  examples, features, _ = squad_data.load_or_make(
+  examples, features, _ = replica.chief_first(lambda: squad_data.load_or_make(
       path, tokenizer, settings, is_training=is_training,
       version_2_with_negative=config.version_2_with_negative,
-      cache_dir=config.cache_dir)
+      cache_dir=config.cache_dir))
   LOGGER.info("%s: %d questions, %d features", path, len(examples),
               len(features.unique_ids))
   return examples, features
@@ -301,57 +330,75 @@ def train(config, bert_config, tokenizer):
   """Trains for --num_train_epochs over the questions."""
   examples, features = load_features(
       config, tokenizer, config.train_file, True)
-  runner_flags.check_enough(
-      "train_batch_size", config.train_batch_size, len(examples),
-      "usable questions in --train_file")
-  steps = int(len(examples) / config.train_batch_size
-              * config.num_train_epochs)
+  size = training.global_batch(config)
+  runner_flags.check_enough("train_batch_size", size, len(examples),
+                            "usable questions in --train_file")
+  steps = int(len(examples) / size * config.num_train_epochs)
   if steps < 1:
     raise UserError("--num_train_epochs=%g is less than one batch of %d"
-                    % (config.num_train_epochs, config.train_batch_size))
+                    % (config.num_train_epochs, size))
 
   def batches(consumed):
     for rows in order.index_batches(len(features.unique_ids), config.seed,
-                                    config.train_batch_size, consumed):
-      yield batch_of(features, rows, True)
+                                    size, consumed):
+      mine = np.split(rows, replica.size())[replica.rank()]
+      for part in np.split(mine, config.num_accumulation_steps):
+        yield batch_of(features, part, True)
 
   training.train(
       config, bert_config, model_fn, steps,
       int(steps * config.warmup_proportion), batches,
       lambda source: input_fn(source, config.train_batch_size,
-                              config.max_seq_length, True))
+                              config.max_seq_length, True,
+                              config.num_accumulation_steps),
+      evaluate=lambda: _dev_score(config, bert_config, tokenizer))
+
+
+def _dev_score(config, bert_config, tokenizer):
+  """Returns what the best checkpoint is chosen by; None but on rank 0."""
+  scores = predict(config, bert_config, tokenizer)
+  return ("f1", scores["f1"]) if scores else None
 
 
 def _predict_logits(config, bert_config, features):
-  """Returns (start, end) logits float32 [k, seq]; k < n if stopped early."""
+  """Returns (start, end) logits float32 [k, seq]; k < n if stopped early.
+
+  The ranks take the batches in turn, so that each batch is what it is with one
+  rank; all of them get all logits.
+  """
   prefix = training.checkpoint_to_use(config)
   count, size = len(features.unique_ids), config.predict_batch_size
   if config.num_eval_iterations:
     count = min(count, size * config.num_eval_iterations)
+  begins = range(size * replica.rank(), count, size * replica.size())
+  mine = np.concatenate([np.arange(i, min(i + size, count)) for i in begins]
+                        + [np.arange(0)])
   source = input_pipeline.Source(lambda: (
-      batch_of(features, np.arange(i, min(i + size, count)), False)
-      for i in range(0, count, size)))
+      batch_of(features, mine[i:i + size], False)
+      for i in range(0, len(mine), size)))
   estimator = training.estimator(
       config, bert_config, model_fn, checkpoint=prefix)
-  start = np.empty([count, config.max_seq_length], np.float32)
-  end = np.empty_like(start)
+  logits = np.empty([len(mine), 2, config.max_seq_length], np.float32)
   watch = hooks.Stopwatch(size)
   with input_pipeline.surfaced(source), logs.progress(
-      count, "feature", "predicting") as bar:
+      len(mine), "feature", "predicting") as bar:
     done = 0
     for batch in estimator.predict(
         lambda: input_fn(source, None, config.max_seq_length, False),
         checkpoint_path=prefix, yield_single_examples=False):
       rows = len(batch["unique_ids"])
-      start[done:done + rows] = batch["start_logits"]
-      end[done:done + rows] = batch["end_logits"]
+      logits[done:done + rows, 0] = batch["start_logits"]
+      logits[done:done + rows, 1] = batch["end_logits"]
       done += rows
       watch.step(rows)
       bar.update(rows)
       if bar.disable and done // 2000 > (done - rows) // 2000:
-        LOGGER.info("predicted %d/%d  sentences per sec %.1f", done, count,
+        LOGGER.info("predicted %d/%d  sentences per sec %.1f", done, len(mine),
                     watch.rate)
-  return start, end, watch
+  logits = replica.gather_arrays(logits)[np.argsort(
+      replica.gather_arrays(mine), kind="stable")]
+  watch.add_ranks(replica.gather(watch.sentences))
+  return logits[:, 0], logits[:, 1], watch
 
 
 def _answer(config, examples, features, logits, tokenizer):
@@ -380,16 +427,21 @@ def _remove_older(output_dir, names):
 
 
 def predict(config, bert_config, tokenizer):
-  """Answers --predict_file; returns the final line of scores or None."""
+  """Answers --predict_file; returns the scores, or None without any.
+
+  All ranks predict; rank 0 alone writes and scores.
+  """
   examples, features = load_features(
       config, tokenizer, config.predict_file, False)
   start, end, watch = _predict_logits(config, bert_config, features)
+  if not replica.is_chief():
+    return None
   watch.log("Inference")
   writer = metrics.MetricsWriter(config.output_dir)
   writer.write("predict", seconds=round(watch.total, 3),
                sentences=watch.sentences,
                sentences_per_sec=round(watch.rate, 3))
-  line = None
+  scores = None
   if len(start) < len(features.unique_ids):
     LOGGER.info("stopped by --num_eval_iterations after %d of %d features: "
                 "no predictions written", len(start),
@@ -404,16 +456,16 @@ def predict(config, bert_config, tokenizer):
     squad_answers.write_answers(
         config.output_dir, *answers,
         version_2_with_negative=config.version_2_with_negative)
-    line = _write_scores(config, scores, writer)
+    _write_scores(config, scores, writer)
   writer.close()
-  return line
+  return scores
 
 
 def _write_scores(config, scores, writer):
-  """Writes scores.json and eval_results.txt; returns the final line."""
+  """Writes scores.json and eval_results.txt."""
   if scores is None:
     LOGGER.info("%s has no answers to score against", config.predict_file)
-    return None
+    return
   files.write_json(os.path.join(config.output_dir, "scores.json"), scores)
   path = os.path.join(config.output_dir, "eval_results.txt")
   with files.atomic_write(path) as stream:
@@ -423,7 +475,6 @@ def _write_scores(config, scores, writer):
   thresholds = squad_score.threshold_line(scores)
   if thresholds:
     LOGGER.info("%s", thresholds)
-  return squad_score.final_line(scores)
 
 
 def load_tokenizer(config, bert_config):
@@ -448,8 +499,8 @@ def load_tokenizer(config, bert_config):
 def check_questions(config):
   """Raises UserError, before hours of training, for a bad --predict_file."""
   squad_data.read_squad(config.predict_file)
-  squad_score.check(files.read_json(config.predict_file, "--predict_file"),
-                    config.predict_file)
+  dataset = files.read_json(config.predict_file, "--predict_file")
+  squad_score.check(dataset, config.predict_file)
 
 
 def main(unused_argv):
@@ -459,17 +510,17 @@ def main(unused_argv):
   bert_config = modeling.BertConfig.from_json_file(config.bert_config_file)
   runner_flags.check_length(config.max_seq_length, bert_config)
   tokenizer = load_tokenizer(config, bert_config)
-  if config.do_predict:
+  if config.do_predict or config.eval_every_steps:
     check_questions(config)
-  line = None
+  scores = None
   with run_folder.opened(config.output_dir, "run_squad.py", config,
                          bert_config.to_dict(), flags.FLAGS.log_file):
-    session.check_precision(config)
     if config.do_train:
       train(config, bert_config, tokenizer)
     if config.do_predict:
-      line = predict(config, bert_config, tokenizer)
-  if line:
+      scores = predict(config, bert_config, tokenizer)
+  if scores:
+    line = squad_score.final_line(scores)
     LOGGER.info("%s", line, extra=logs.FILE_ONLY)
     print(line, flush=True)
 

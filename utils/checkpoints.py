@@ -4,11 +4,13 @@ import glob
 import logging
 import os
 import re
+import shutil
 import typing
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from utils import files
 from utils.errors import UserError
 from utils.errors import one_line
 
@@ -19,7 +21,8 @@ _LOGGER = logging.getLogger("bert")
 # Truncated data is an IndexError on the tf2 stack.
 _UNREADABLE = (tf.errors.OpError, ValueError, RuntimeError, IndexError)
 # What a run keeps beside its weights.
-_NO_WEIGHT = re.compile(r"/adam_[mv]$|^global_step$|^records_consumed$")
+_NO_WEIGHT = re.compile(r"/adam_[mv]$|^(global_step|records_consumed|"
+                        r"current_loss_scale|good_steps)$")
 
 
 class Report(typing.NamedTuple):
@@ -106,6 +109,12 @@ def all_in(folder):
                 reverse=True)
 
 
+def saved_in(folder):
+  """Returns those of `all_in` that a run saved, not what users put there."""
+  return [prefix for prefix in all_in(folder) if os.path.basename(
+      prefix).startswith(SAVED_NAME + "-") and _step_of(prefix) > -1]
+
+
 def latest(folder):
   """Returns the prefix of the newest whole checkpoint of a folder, or None.
 
@@ -155,10 +164,8 @@ def set_newest(folder, prefix, keep=None):
     if tf.train.get_checkpoint_state(folder):
       os.remove(os.path.join(folder, "checkpoint"))
     return
-  # Only what a run saved is counted, not weights that users put beside it.
-  earlier = [path for path in all_in(folder)
-             if os.path.basename(path).startswith(SAVED_NAME + "-")
-             and -1 < _step_of(path) < _step_of(prefix)]
+  earlier = [path for path in saved_in(folder)
+             if _step_of(path) < _step_of(prefix)]
   kept = earlier if keep is None else earlier[:keep - 1]
   names = [os.path.basename(path) for path in [prefix] + kept]
   tf.train.update_checkpoint_state(
@@ -166,6 +173,28 @@ def set_newest(folder, prefix, keep=None):
       all_model_checkpoint_paths=names[::-1])
   for path in earlier[len(kept):]:
     remove(path)
+
+
+def copy(prefix, folder):
+  """Copies a checkpoint into another folder, whole or not at all.
+
+  Returns:
+    The prefix of the copy, which is now the only checkpoint of `folder`.
+  """
+  os.makedirs(folder, exist_ok=True)
+  target = os.path.join(folder, os.path.basename(prefix))
+  others = [path for path in all_in(folder) if path != target]
+  # The index comes last: it is what makes files a checkpoint.
+  for path in sorted(glob.glob(glob.escape(prefix) + ".*"),
+                     key=lambda path: path.endswith(".index")):
+    with open(path, "rb") as stream, files.atomic_write(
+        target + path[len(prefix):], binary=True) as copied:
+      shutil.copyfileobj(stream, copied)
+  verify(target)
+  set_newest(folder, target)
+  for path in others:
+    remove(path)
+  return target
 
 
 def remove(prefix):

@@ -6,7 +6,9 @@ serving client takes along, need it. absl comes with `run_main`.
 
 import errno
 import logging
+import os
 import sys
+import time
 
 
 class UserError(Exception):
@@ -16,6 +18,18 @@ class UserError(Exception):
   status 1; anything else that escapes is a fault of ours and keeps its
   traceback.
   """
+
+
+class PeerError(Exception):
+  """Another rank of this job is gone; what it was is told by itself."""
+
+
+class Stopped(Exception):
+  """Training was asked to stop, has saved and is to be gone on with later."""
+
+
+# Exit statuses beside 0 and 1, as in sysexits.h.
+PEER_LOST, SOFTWARE = 69, 70
 
 
 def one_line(text):
@@ -38,8 +52,21 @@ def _parse(argv):
     fail("%s (see %s --help)" % (error, argv[0]))
 
 
+def _let_the_first_speak():
+  """Waits, on all ranks but the first, before the end of a failed process.
+
+  What is wrong for all of them is then told once: where a rank ends, the
+  launcher ends the others. Read from the environment, since bad flags are
+  found before the ranks have met.
+  """
+  if os.environ.get("HOROVOD_RANK", os.environ.get(
+      "OMPI_COMM_WORLD_RANK", "0")) != "0":
+    time.sleep(5)
+
+
 def fail(message, status=1):
   """Prints `message` as one line on stderr and ends the process."""
+  _let_the_first_speak()
   logger = logging.getLogger("bert")
   if logger.handlers:
     # The terminal gets the line below; a log file would lack it.
@@ -51,24 +78,33 @@ def fail(message, status=1):
 
 
 def guard(function, *args):
-  """Calls `function(*args)`; bad input, a full disk and Ctrl-C get one line.
+  """Calls `function(*args)`; what users can mend or wait for gets one line.
 
-  Exits with status 1 (130 after Ctrl-C) where one of these ended the call.
+  Exit statuses: 0 also where training was asked to stop and has saved; 1 for
+  bad input and a full disk; 69 where another rank is gone and 70 for a fault
+  of ours, after which the same command may go on; 130 after Ctrl-C.
   """
   try:
     return function(*args)
+  except Stopped as stop:
+    logging.getLogger("bert").info("%s", stop)
+    sys.exit(0)
   except UserError as error:
     fail(error)
+  except PeerError as error:
+    fail(error, PEER_LOST)
   except KeyboardInterrupt:
     fail("interrupted; the same command goes on where it stopped", 130)
   except Exception as error:  # pylint: disable=broad-except
-    if not disk_full(error):
-      logger = logging.getLogger("bert")
-      if logger.handlers:
-        logger.exception("unexpected", extra={"file_only": True})
-      raise
-    fail("the disk is full (%s): free some space and run the same command "
-         "again; nothing finished is lost" % one_line(error)[:300])
+    if disk_full(error):
+      fail("the disk is full (%s): free some space and run the same command "
+           "again; nothing finished is lost" % one_line(error)[:300])
+    logger = logging.getLogger("bert")
+    if logger.handlers:
+      logger.exception("unexpected", extra={"file_only": True})
+    sys.excepthook(*sys.exc_info())
+    sys.stderr.flush()
+    sys.exit(SOFTWARE)
 
 
 def run_main(main):

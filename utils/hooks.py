@@ -1,6 +1,8 @@
 """Session hooks: progress, metrics, the finite guard and guarded saving."""
 
+import math
 import os
+import shutil
 import time
 
 import tensorflow.compat.v1 as tf
@@ -36,6 +38,16 @@ class Stopwatch(object):
     if self._first_end is None:
       self._first_end = self._last_end
       self._first_sentences = self.sentences
+
+  def add_ranks(self, sentences):
+    """Counts the sentences of all ranks, of which this one did its share.
+
+    Args:
+      sentences: list of what each rank counted.
+    """
+    if self.sentences:
+      self._first_sentences *= sum(sentences) / self.sentences
+    self.sentences = sum(sentences)
 
   @property
   def total(self):
@@ -75,6 +87,72 @@ def _human(values):
   return "  ".join(shown)
 
 
+# Updates in a row that may be skipped: more would be a run that learns nothing.
+MOST_SKIPPED = 100
+
+
+class FiniteGuardHook(tf.train.SessionRunHook):
+  """Tells of updates that the graph has not applied, or ends the run.
+
+  Comes before all hooks that write. All ranks see the same values.
+
+  Args:
+    nan_policy: "stop" or "skip": what follows a loss or gradient that is not
+      finite. An overflow that a smaller loss scale mends is always skipped.
+
+  Raises:
+    UserError: where the run is not to go on.
+  """
+
+  def __init__(self, nan_policy):
+    self._scalars = None
+    self._policy = nan_policy
+    self._in_a_row = 0
+    self.skipped = 0
+
+  def watch(self, scalars):
+    """Takes {tag: scalar tensor} of the graph that is trained next.
+
+    It has `step`, `is_finite`, `loss`, `grad_norm` and, where there is a loss
+    scale, `loss_scale`.
+    """
+    self._scalars = {tag: scalars[tag] for tag in (
+        "step", "is_finite", "loss", "grad_norm", "loss_scale")
+                     if tag in scalars}
+
+  def before_run(self, run_context):
+    return tf.train.SessionRunArgs(self._scalars)
+
+  def after_run(self, run_context, run_values):
+    values = run_values.results
+    if values["is_finite"]:
+      self._in_a_row = 0
+      return
+    scale = float(values.get("loss_scale", 1.0))
+    what = "the update after step %d" % values["step"]
+    found = "loss %g, gradient norm %g" % (values["loss"], values["grad_norm"])
+    if scale > 1.0 and math.isfinite(values["loss"]):
+      LOGGER.warning(
+          "skipped %s on all ranks: a gradient overflowed at loss scale %g, "
+          "which is %g now", what, scale, scale / 2)
+    elif self._policy == "skip":
+      LOGGER.warning("skipped %s on all ranks: not finite (%s)", what, found)
+    else:
+      raise UserError(
+          "%s is not finite (%s): nothing of it was applied or saved; lower "
+          "the learning rate, look at the records of that batch, or give "
+          "--nan_policy=skip" % (what.replace("update", "loss or gradient"),
+                                 found))
+    self.skipped += 1
+    self._in_a_row += 1
+    if self._in_a_row >= MOST_SKIPPED:
+      raise UserError(
+          "%d updates in a row were not finite, the last one after step %d "
+          "(%s): nothing of them was applied or saved; lower the learning rate "
+          "and go on from an earlier checkpoint"
+          % (self._in_a_row, values["step"], found))
+
+
 class MetricsHook(tf.train.SessionRunHook):
   """Reads the scalars of each step; writes a row, a line and summaries.
 
@@ -84,23 +162,18 @@ class MetricsHook(tf.train.SessionRunHook):
     folder: where metrics.jsonl and TensorBoard's events go.
     total_steps: last step of the run.
     every_steps: steps between rows; the first and last step get one too.
-    batch_size: sentences a step.
+    stopwatch: `Stopwatch` of the whole training.
     log_losses: whether rows also become lines of the log.
-
-  Raises:
-    UserError: after a step whose loss or gradient was not finite. The
-      graph has not applied it.
   """
 
-  def __init__(self, scalars, folder, total_steps, every_steps, batch_size,
+  def __init__(self, scalars, folder, total_steps, every_steps, stopwatch,
                log_losses=True):
     self._scalars = scalars
     self._folder = folder
     self._total = total_steps
     self._every = every_steps
-    self._batch_size = batch_size
     self._log_losses = log_losses
-    self.stopwatch = None
+    self.stopwatch = stopwatch
 
   def begin(self):
     self._events = tf.summary.FileWriter(self._folder)
@@ -113,8 +186,7 @@ class MetricsHook(tf.train.SessionRunHook):
       self._events.add_session_log(
           tf.SessionLog(status=tf.SessionLog.START), step)
     self._bar = progress(self._total, "step", "training", initial=step)
-    self.stopwatch = Stopwatch(self._batch_size)
-    self._mark = (time.time(), 0)
+    self._mark = (time.time(), self.stopwatch.sentences)
     self._first = True
 
   def before_run(self, run_context):
@@ -123,13 +195,10 @@ class MetricsHook(tf.train.SessionRunHook):
   def after_run(self, run_context, run_values):
     values = dict(run_values.results)
     step = int(values.pop("step"))
-    if not values.pop("is_finite"):
-      raise UserError(
-          "the loss or gradient after step %d is not finite (loss %g, "
-          "gradient norm %g): nothing of it was applied or saved; lower the "
-          "learning rate or look at the records of that batch"
-          % (step, values["loss"], values.get("grad_norm", float("nan"))))
+    is_finite = values.pop("is_finite")
     self.stopwatch.step()
+    if not is_finite:
+      return
     self._bar.update(1)
     if self._first or step % self._every == 0 or step >= self._total:
       self._report(step, {k: float(v) for k, v in values.items()})
@@ -154,21 +223,57 @@ class MetricsHook(tf.train.SessionRunHook):
   def end(self, session):
     self._bar.close()
     self._events.close()
-    watch = self.stopwatch
-    watch.log("Training")
-    self._writer.write(
-        "summary", step=int(session.run(tf.train.get_global_step())),
-        seconds=round(watch.total, 3),
-        seconds_without_startup=round(watch.without_startup, 3),
-        sentences=watch.sentences, sentences_per_sec=round(watch.rate, 3))
     self._writer.close()
+
+
+def close_training(folder, step, stopwatch, skipped):
+  """Writes a finished training's closing lines and its row of metrics.
+
+  Args:
+    folder: the run's folder.
+    step: the last step.
+    stopwatch: `Stopwatch` of the training.
+    skipped: number of updates that were not finite.
+  """
+  stopwatch.log("Training")
+  writer = MetricsWriter(folder, step)
+  writer.write(
+      "summary", step=step, seconds=round(stopwatch.total, 3),
+      seconds_without_startup=round(stopwatch.without_startup, 3),
+      sentences=stopwatch.sentences,
+      sentences_per_sec=round(stopwatch.rate, 3), skipped_updates=skipped)
+  writer.close()
+
+
+def check_space(folder, keep, variables):
+  """Raises UserError if the disk cannot take two checkpoints.
+
+  A line of warning if it cannot take as many as are to be kept, with those
+  that are there already.
+
+  Args:
+    folder: the run's folder.
+    keep: int, checkpoints to keep.
+    variables: list of variables that a checkpoint holds.
+  """
+  size = sum(v.dtype.size * v.shape.num_elements() for v in variables)
+  free = shutil.disk_usage(folder).free
+  there = len(checkpoints.saved_in(folder))
+  text = "%.2f GB are free for %s, and a checkpoint takes %.2f GB" % (
+      free / 1e9, folder, size / 1e9)
+  if free < 2 * size:
+    raise UserError("%s: free some space, since a run needs two at least"
+                    % text)
+  # The one before the oldest is removed once the newest has been read back.
+  if free < (keep + 1 - min(there, keep)) * size:
+    LOGGER.warning("%s: too little for --keep_checkpoint_max=%d", text, keep)
 
 
 class CheckpointHook(tf.train.SessionRunHook):
   """Saves every `every_steps` steps and at the end, and reads it back.
 
-  Runs after `MetricsHook`, which has raised by then if the step was not
-  finite, so no such step is ever saved.
+  Runs after `FiniteGuardHook`, which has raised by then where a step that
+  was not finite ends the run; a skipped one has changed nothing to save.
 
   Args:
     step: scalar int64 tensor, the step after the update.
@@ -186,6 +291,7 @@ class CheckpointHook(tf.train.SessionRunHook):
     self._saved = None
 
   def begin(self):
+    check_space(self._folder, self._keep, tf.global_variables())
     # `set_newest` names and rotates them, once the newest is known to be good.
     self._saver = tf.train.Saver()
 

@@ -20,13 +20,15 @@ class Source(object):
     inspect: function of a batch that raises the UserError that tells why the
       graph cannot take it. Called only where the graph has refused one, so it
       may be slow.
+    batches_a_step: number of batches that one step of training takes.
   """
 
-  def __init__(self, make, inspect=None):
+  def __init__(self, make, inspect=None, batches_a_step=1):
     self._make = make
     self._inspect = inspect
     # By the time the graph's refusal is heard, more batches have been read.
-    self._latest = collections.deque(maxlen=4 * PREFETCH if inspect else 0)
+    self._latest = collections.deque(
+        maxlen=4 * PREFETCH + 4 * (batches_a_step - 1) if inspect else 0)
     self.failure = None
 
   def __call__(self):
@@ -42,6 +44,19 @@ class Source(object):
     """Raises what is wrong with one of the latest batches, if anything is."""
     for batch in list(self._latest):
       self._inspect(batch)
+
+
+def in_steps(dataset, batches_a_step):
+  """Returns a dataset of batches as one of steps, some of them ready ahead.
+
+  Args:
+    dataset: tf.data.Dataset of dicts of tensors [batch, ...].
+    batches_a_step: int k; above 1 the tensors become [k, batch, ...].
+  """
+  dataset = dataset.prefetch(PREFETCH)
+  if batches_a_step == 1:
+    return dataset
+  return dataset.batch(batches_a_step, drop_remainder=True).prefetch(1)
 
 
 @contextlib.contextmanager

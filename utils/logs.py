@@ -24,8 +24,13 @@ class _AboveTheBar(logging.Handler):
     sys.stderr.flush()
 
 
-def set_up(log_file=None):
+def set_up(log_file=None, rank=0):
   """Sends the suite's log lines to stderr and, if named, to `log_file`.
+
+  Args:
+    log_file: path, or None.
+    rank: the process's number; all but rank 0 log errors alone, with their
+      number, since the rest would only repeat what rank 0 says.
 
   Returns:
     The logger.
@@ -33,8 +38,9 @@ def set_up(log_file=None):
   Raises:
     UserError: if `log_file` cannot be written.
   """
-  formatter = logging.Formatter("%(asctime)s %(levelname).1s %(message)s",
-                                datefmt="%Y-%m-%d %H:%M:%S")
+  formatter = logging.Formatter(
+      "%(asctime)s %(levelname).1s " + ("rank %d: " % rank if rank else "")
+      + "%(message)s", datefmt="%Y-%m-%d %H:%M:%S")
   for handler in list(LOGGER.handlers):
     LOGGER.removeHandler(handler)
   handlers = [_AboveTheBar()]
@@ -47,7 +53,7 @@ def set_up(log_file=None):
   for handler in handlers:
     handler.setFormatter(formatter)
     LOGGER.addHandler(handler)
-  LOGGER.setLevel(logging.INFO)
+  LOGGER.setLevel(logging.ERROR if rank else logging.INFO)
   LOGGER.propagate = False
   return LOGGER
 

@@ -9,7 +9,12 @@ Features in memory (SQuAD) are permuted as a whole. Record files
 steps: the files are permuted, groups of `GROUP` files are read in turn one
 record each, and the resulting stream is cut into windows of `WINDOW` records
 that are permuted one by one. Reading stays sequential and memory bounded.
+
+Of several ranks each reads a part of its own (`rank_records`).
 """
+
+import itertools
+import typing
 
 import numpy as np
 
@@ -81,10 +86,45 @@ def _round_robin_skips(counts, consumed):
   return skips, turn % len(counts)
 
 
-def _read_group(files, counts, consumed, read):
-  """Yields the records of `files` in turn, after the first `consumed`."""
-  skips, turn = _round_robin_skips(counts, consumed)
-  readers = [read(path, skip) for path, skip in zip(files, skips)]
+class Part(typing.NamedTuple):
+  """Which part of the records a rank reads.
+
+  Attributes:
+    rank: int, 0 to size - 1.
+    size: int, the number of ranks.
+    window: int, the records of one rank in one update.
+  """
+  rank: int = 0
+  size: int = 1
+  window: int = 1
+
+
+def _bounds(total, part):
+  """Returns the half-open range of a rank's part of `total` records."""
+  return total * part.rank // part.size, total * (part.rank + 1) // part.size
+
+
+def _cut(files, counts, part):
+  """Returns [(file, its first record, number of records)] of a rank's part.
+
+  The files' records, laid end to end, are divided into ranges that differ by
+  one record at most: two ranks may meet inside of a file.
+  """
+  begin, end = _bounds(sum(counts), part)
+  pieces, at = [], 0
+  for path, count in zip(files, counts):
+    first, last = max(begin - at, 0), min(end - at, count)
+    if first < last:
+      pieces.append((path, first, last - first))
+    at += count
+  return pieces
+
+
+def _read_group(pieces, consumed, read):
+  """Yields the records of `pieces` in turn, after the first `consumed`."""
+  skips, turn = _round_robin_skips([count for _, _, count in pieces], consumed)
+  readers = [itertools.islice(read(path, first + skip), count - skip)
+             for (path, first, count), skip in zip(pieces, skips)]
   order = readers[turn:] + readers[:turn]
   while order:
     alive = []
@@ -96,16 +136,15 @@ def _read_group(files, counts, consumed, read):
     order = alive
 
 
-def _read_epoch(files, counts, consumed, read):
+def _read_epoch(pieces, consumed, read):
   """Yields one epoch's records, group after group, after `consumed`."""
-  for start in range(0, len(files), GROUP):
-    group_counts = counts[start:start + GROUP]
-    size = sum(group_counts)
+  for start in range(0, len(pieces), GROUP):
+    group = pieces[start:start + GROUP]
+    size = sum(count for _, _, count in group)
     if consumed >= size:
       consumed -= size
       continue
-    for payload in _read_group(
-        files[start:start + GROUP], group_counts, consumed, read):
+    for payload in _read_group(group, consumed, read):
       yield payload
     consumed = 0
 
@@ -122,25 +161,26 @@ def _windows(stream):
 
 
 def shuffled_records(files, counts, seed, consumed=0,
-                     read=records.read_records):
+                     read=records.read_records, part=Part()):
   """Yields serialized records for training, without end.
 
   Args:
     files: list of TFRecord files.
     counts: list of int, the number of records in each file.
     seed: seed of the run.
-    consumed: number of records that the run has had already.
+    consumed: number of records that the rank has had already.
     read: function of a file and the number of its records to pass over, that
       yields a record each, in whatever form.
+    part: `Part` of each epoch that is read.
   """
-  epoch, consumed = divmod(consumed, sum(counts))
+  begin, end = _bounds(sum(counts), part)
+  epoch, consumed = divmod(consumed, end - begin)
   while True:
     places = permutation(seed, epoch, len(files))
-    epoch_files = [files[i] for i in places]
-    epoch_counts = [counts[i] for i in places]
+    pieces = _cut([files[i] for i in places], [counts[i] for i in places], part)
     first = consumed // WINDOW
     offset = consumed - first * WINDOW
-    stream = _read_epoch(epoch_files, epoch_counts, first * WINDOW, read)
+    stream = _read_epoch(pieces, first * WINDOW, read)
     for number, window in enumerate(_windows(stream), first):
       # Place 0 is the order of the files.
       for i in permutation(seed, epoch, len(window), number + 1)[offset:]:
@@ -173,7 +213,7 @@ def turns_of(sizes, turns):
 
 
 def mixed_records(sources, seed, consumed=0, unit=1,
-                  read=records.read_records):
+                  read=records.read_records, part=Part()):
   """Yields the records of several sources in turn, without end.
 
   Each source is shuffled by itself and goes through its own epochs; turns are
@@ -182,19 +222,66 @@ def mixed_records(sources, seed, consumed=0, unit=1,
   Args:
     sources: list of (files, counts), each as for `shuffled_records`.
     seed: seed of the run.
-    consumed: number of records that the run has had already; a multiple of
+    consumed: number of records that the rank has had already; a multiple of
       `unit`, unless the batch size was changed.
     unit: records a turn: 1 mixes the sources in each batch, the batch size
       gives each batch to one of them.
     read: as for `shuffled_records`.
+    part: as for `shuffled_records`.
   """
-  sizes = [sum(counts) for _, counts in sources]
+  bounds = [_bounds(sum(counts), part) for _, counts in sources]
+  sizes = [end - begin for begin, end in bounds]
   done = turns_of(sizes, -(-consumed // unit))
   streams = [
-      shuffled_records(paths, counts, seed + i, done[i] * unit, read)
+      shuffled_records(paths, counts, seed + i, done[i] * unit, read, part)
       for i, (paths, counts) in enumerate(sources)]
   while True:
     i = _next_turn(sizes, done)
     done[i] += 1
     for _ in range(unit):
       yield next(streams[i])
+
+
+def is_by_file(sources, part):
+  """Says whether ranks read files of their own: there are enough of them."""
+  return part.size > 1 and all(len(files) >= part.size for files, _ in sources)
+
+
+def division(sources, part):
+  """Returns, as a sentence, how the records are divided among the ranks."""
+  if is_by_file(sources, part):
+    return ("each of the %d ranks reads files of its own, other ones in each "
+            "epoch" % part.size)
+  return ("each of the %d ranks reads its part of each batch: there are fewer "
+          "files than ranks" % part.size)
+
+
+def rank_records(sources, seed, part, consumed=0, unit=1,
+                 read=records.read_records):
+  """Yields one rank's records of `mixed_records`, without end.
+
+  With fewer files than ranks all ranks go through the same order, that of a
+  single rank, and each keeps its windows: an update has the records that it
+  would have with one rank and a larger batch. Else each reads a part of the
+  files, so that no record is read twice.
+
+  Args:
+    sources: as for `mixed_records`.
+    seed: as for `mixed_records`.
+    part: `Part`.
+    consumed: number of records that all ranks together have had already.
+    unit: as for `mixed_records`.
+    read: as for `mixed_records`.
+  """
+  if is_by_file(sources, part):
+    yield from mixed_records(sources, seed, consumed // part.size, unit, read,
+                             part)
+  stream = mixed_records(sources, seed, consumed, unit, read)
+  before = part.rank * part.window
+  after = (part.size - part.rank - 1) * part.window
+  while True:
+    for _ in itertools.islice(stream, before):
+      pass
+    yield from itertools.islice(stream, part.window)
+    for _ in itertools.islice(stream, after):
+      pass

@@ -8,7 +8,7 @@ import sys
 from utils import checkpoints
 from utils import files
 from utils import logs
-from utils import session
+from utils import replica
 from utils import stack
 from utils.errors import UserError
 
@@ -41,7 +41,7 @@ def _read_description(path):
 
 def _changes(old, description):
   """Yields a line for each setting that differs from the last start's."""
-  for part in ("settings", "versions", "threads"):
+  for part in ("settings", "versions", "threads", "ranks"):
     before, now = old.get(part), description[part]
     if before is None:
       continue
@@ -69,9 +69,21 @@ def _check_model(old, model, folder):
       "one, or another --output_dir" % (folder, ", ".join(changed)))
 
 
+def _check_ranks(description):
+  """Raises UserError if the ranks were not started alike."""
+  settings = dict(description["settings"])
+  # Rank 0 alone has made the path of a checkpoint a prefix.
+  settings.pop("init_checkpoint", None)
+  replica.check_agreement({
+      "settings": settings, "model": description["model"],
+      "versions": dict(description["versions"], horovod=replica.version())})
+
+
 @contextlib.contextmanager
 def opened(output_dir, runner, config, model, log_file=None):
   """Holds `output_dir` for one run and describes the run in it.
+
+  Rank 0 does; the other ranks touch nothing there.
 
   Args:
     output_dir: folder of the run; created where missing.
@@ -85,31 +97,45 @@ def opened(output_dir, runner, config, model, log_file=None):
 
   Raises:
     UserError: if the folder cannot be written, another run holds it, or its
-      checkpoints are of another model.
+      checkpoints are of another model; if the ranks differ, or are more than
+      there are GPUs.
   """
+  description = {
+      "runner": runner,
+      "settings": dict(config._asdict()),
+      "model": model,
+      "versions": stack.versions(),
+      "device": stack.device_name(),
+      "threads": replica.thread_count(),
+      "ranks": replica.size(),
+      "command": sys.argv,
+  }
+  replica.check_devices()
+  _check_ranks(description)
+  if not replica.is_chief():
+    yield logs.set_up(rank=replica.rank())
+    return
   files.require_output_dir(output_dir, "output_dir")
   with files.FolderLock(output_dir):
     logger = logs.set_up(log_file)
     _clean(output_dir)
-    description = {
-        "runner": runner,
-        "settings": dict(config._asdict()),
-        "model": model,
-        "versions": stack.versions(),
-        "device": stack.device_name(),
-        "threads": session.thread_count(),
-        "command": sys.argv,
-    }
-    path = os.path.join(output_dir, "config.json")
-    logger.info("%s on %s, %d threads, %s", runner, description["device"],
-                description["threads"], ", ".join(
-                    "%s %s" % item
-                    for item in sorted(description["versions"].items())))
-    logger.info("settings: %s", ", ".join(
-        "%s=%s" % item for item in sorted(description["settings"].items())))
-    old = _read_description(path)
-    _check_model(old, model, output_dir)
-    for line in _changes(old, description):
-      logger.warning("%s", line)
-    files.write_json(path, description)
+    _describe(logger, output_dir, description)
     yield logger
+
+
+def _describe(logger, output_dir, description):
+  """Logs what is to be run, and what differs from the folder's last run."""
+  path = os.path.join(output_dir, "config.json")
+  logger.info("%s on %s, %d threads, %s", description["runner"],
+              ("%d ranks, each on " % description["ranks"]
+               if description["ranks"] > 1 else "") + description["device"],
+              description["threads"], ", ".join(
+                  "%s %s" % item
+                  for item in sorted(description["versions"].items())))
+  logger.info("settings: %s", ", ".join(
+      "%s=%s" % item for item in sorted(description["settings"].items())))
+  old = _read_description(path)
+  _check_model(old, description["model"], output_dir)
+  for line in _changes(old, description):
+    logger.warning("%s", line)
+  files.write_json(path, description)

@@ -6,6 +6,7 @@ from absl import flags
 
 from utils import checkpoints
 from utils import files
+from utils import replica
 from utils.errors import UserError
 
 
@@ -18,8 +19,10 @@ def define_common(learning_rate, train_batch_size, max_seq_length):
       "Weights to start from: a prefix or a folder (its newest).")
   flags.DEFINE_string("output_dir", None, "Folder of the run.")
   flags.DEFINE_integer(
-      "train_batch_size", train_batch_size, "Sequences a training batch.")
-  flags.DEFINE_float("learning_rate", learning_rate, "Peak rate of AdamW.")
+      "train_batch_size", train_batch_size,
+      "Sequences a training batch, for each rank and micro-batch.")
+  _define_training()
+  flags.DEFINE_float("learning_rate", learning_rate, "Peak rate, for each rank.")
   flags.DEFINE_integer(
       "max_seq_length", max_seq_length, "Word pieces of a sequence, with "
       "[CLS] and [SEP].")
@@ -34,10 +37,32 @@ def define_common(learning_rate, train_batch_size, max_seq_length):
       "log_every_steps", 100, "Steps between rows of metrics.jsonl.")
   flags.DEFINE_integer(
       "seed", 12345, "Seed of weights, dropout and order of records.")
-  flags.DEFINE_bool("horovod", False, "Train on several processes.")
-  flags.DEFINE_bool("use_fp16", False, "Mixed precision on a GPU.")
-  flags.DEFINE_bool("use_xla", False, "Compile with XLA on a GPU.")
+  flags.DEFINE_bool(
+      "horovod", False, "Work as one of the processes that mpirun or "
+      "horovodrun has started.")
+  flags.DEFINE_bool("use_fp16", False, "Mixed precision with float16.")
+  flags.DEFINE_bool(
+      "use_bf16", False, "Mixed precision with bfloat16 (tf2 stack).")
+  flags.DEFINE_bool("use_xla", False, "Compile with XLA.")
   flags.DEFINE_string("log_file", None, "File that gets all log lines.")
+
+
+def _define_training():
+  """Declares how an update is made."""
+  flags.DEFINE_enum(
+      "optimizer_type", "adam", ["adam", "lamb"], "AdamW, or LAMB for very "
+      "large batches.")
+  flags.DEFINE_integer(
+      "num_accumulation_steps", 1, "Micro-batches whose gradients are added up "
+      "for one update.")
+  flags.DEFINE_bool(
+      "allreduce_fp16", False, "Exchange gradients between ranks as float16.")
+  flags.DEFINE_enum(
+      "nan_policy", "stop", ["stop", "skip"], "What follows a loss or gradient "
+      "that is not finite: the end of the run, or the next batch.")
+  flags.DEFINE_integer(
+      "eval_every_steps", 0, "Steps from evaluation to evaluation while "
+      "training, by which the best checkpoint is kept; 0: none.")
 
 
 def check_positive(name, value):
@@ -61,12 +86,17 @@ def checked(config):
   """
   for name in ("train_batch_size", "learning_rate", "max_seq_length",
                "save_checkpoints_steps", "keep_checkpoint_max",
-               "log_every_steps"):
+               "log_every_steps", "num_accumulation_steps"):
     check_positive(name, getattr(config, name))
+  if config.eval_every_steps < 0:
+    raise UserError("--eval_every_steps=%d: give 0 (none) or more"
+                    % config.eval_every_steps)
   files.require_file(config.bert_config_file, "bert_config_file")
   if not config.output_dir:
     raise UserError("--output_dir is required")
-  if not config.init_checkpoint:
+  replica.start(config.horovod)
+  # Rank 0 alone reads checkpoints.
+  if not config.init_checkpoint or not replica.is_chief():
     return config
   return config._replace(init_checkpoint=checkpoints.resolve(
       config.init_checkpoint, "init_checkpoint"))

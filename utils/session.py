@@ -1,18 +1,14 @@
 """Session and Estimator settings, and restoring into a changed graph."""
 
 import ctypes
-import os
 
 import tensorflow.compat.v1 as tf
 
+from utils import precision
+from utils import replica
 from utils import stack
 from utils.errors import UserError
 from utils.logs import LOGGER
-
-
-def thread_count():
-  """Returns the number of cores that this process may use."""
-  return len(os.sched_getaffinity(0))
 
 
 def keep_freed_memory():
@@ -30,7 +26,7 @@ def keep_freed_memory():
     libc.mallopt(trim_threshold, -1)
 
 
-def run_config(output_dir, seed, threads, use_xla):
+def run_config(output_dir, seed, threads, settled):
   """Returns the Estimator's RunConfig.
 
   Saving, logging and summaries are left to `utils.hooks`, which guards
@@ -40,7 +36,7 @@ def run_config(output_dir, seed, threads, use_xla):
     output_dir: folder of the run.
     seed: seed of the initial weights.
     threads: intra-op threads.
-    use_xla: whether to compile with XLA where there is a GPU.
+    settled: `precision.Precision`.
   """
   if not stack.gpu_available():
     keep_freed_memory()
@@ -49,34 +45,13 @@ def run_config(output_dir, seed, threads, use_xla):
       inter_op_parallelism_threads=threads,
       allow_soft_placement=True)
   config.gpu_options.allow_growth = True
-  if use_xla and stack.gpu_available():
-    config.graph_options.optimizer_options.global_jit_level = (
-        tf.OptimizerOptions.ON_1)
+  if replica.size() > 1:
+    config.gpu_options.visible_device_list = str(replica.local_rank())
+  precision.apply(settled, config)
   return tf.estimator.RunConfig(
       model_dir=output_dir, tf_random_seed=seed, session_config=config,
       save_checkpoints_steps=None, save_checkpoints_secs=None,
       save_summary_steps=None, log_step_count_steps=None)
-
-
-def check_precision(config):
-  """Says in one line each what runs instead of what was asked for.
-
-  Args:
-    config: a runner's config with use_fp16, use_xla and horovod.
-  """
-  gpu = stack.gpu_available()
-  if config.use_fp16:
-    LOGGER.warning("--use_fp16: this version computes in float32%s",
-                   "" if gpu else " (and there is no GPU here)")
-  if config.use_xla and not gpu:
-    LOGGER.warning("--use_xla: no GPU here, so it runs without XLA")
-  ranks = int(os.environ.get("OMPI_COMM_WORLD_SIZE",
-                             os.environ.get("HOROVOD_SIZE", "1")))
-  if ranks > 1:
-    raise UserError("started as %d processes: this version trains in one "
-                    "process; start it without mpirun or horovodrun" % ranks)
-  if config.horovod:
-    LOGGER.warning("--horovod: one process, so it runs without Horovod")
 
 
 def _missing_from(prefix, variables):

@@ -4,6 +4,7 @@
 its v1 API. All else says `import tensorflow.compat.v1 as tf` and runs on both.
 """
 
+import ctypes
 import os
 import platform
 
@@ -17,6 +18,13 @@ from tensorflow.python.util import deprecation
 
 IS_TF1 = tf.__version__.startswith("1.")
 NAME = "tf1" if IS_TF1 else "tf2"
+
+# What the mixed precision pass calls its lists, in its environment variables.
+PRECISION_LISTS = (
+    dict(allow="WHITELIST", deny="BLACKLIST", infer="GRAYLIST",
+         clear="CLEARLIST") if IS_TF1 else
+    dict(allow="ALLOWLIST", deny="DENYLIST", infer="INFERLIST",
+         clear="CLEARLIST"))
 
 
 def configure():
@@ -61,3 +69,76 @@ def versions():
       "tensorflow": tf.__version__,
       "machine": platform.machine(),
   }
+
+
+def run_after(operation, other):
+  """Makes an operation that exists wait for one that was built after it."""
+  operation._add_control_input(other)  # pylint: disable=protected-access
+
+
+def compute_capability():
+  """Returns (major, minor) of the least of the visible GPUs, or None.
+
+  Asked of the driver: TensorFlow 1.15 would take hold of the GPUs to answer.
+  """
+  try:
+    driver = ctypes.CDLL("libcuda.so.1")
+  except OSError:
+    return None
+  count = ctypes.c_int()
+  if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+    return None
+  found = []
+  for device in range(count.value):
+    numbers = []
+    for attribute in (75, 76):  # cuda.h: major, minor
+      number = ctypes.c_int()
+      driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
+      numbers.append(number.value)
+    found.append(tuple(numbers))
+  return min(found) if found else None
+
+
+def tensor_float_32():
+  """Says whether float32 products use TF32 on GPUs that have it.
+
+  Returns:
+    bool; None on the tf1 stack, where only the build knows.
+  """
+  if IS_TF1:
+    return None
+  return (tf.config.experimental.tensor_float_32_execution_enabled()
+          and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0")
+
+
+def cpu_has_bfloat16():
+  """Says whether this CPU multiplies bfloat16 matrices in hardware."""
+  return bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
+
+
+def _cpu_flags():
+  """Returns what /proc/cpuinfo says that the CPU can do, as a set."""
+  try:
+    with open("/proc/cpuinfo", encoding="utf-8") as stream:
+      for line in stream:
+        if line.startswith("flags"):
+          return set(line.split(":", 1)[1].split())
+  except OSError:
+    pass
+  return set()
+
+
+def let_xla_compile_for_cpus():
+  """Makes a session's JIT level count for CPUs too, in this process.
+
+  1.15 asks its environment, once, at the first session; 2.15 has asked when it
+  looked for GPUs, but can be told later.
+  """
+  if IS_TF1:
+    flags = os.environ.get("TF_XLA_FLAGS", "")
+    if "tf_xla_cpu_global_jit" not in flags:
+      os.environ["TF_XLA_FLAGS"] = (flags + " --tf_xla_cpu_global_jit").strip()
+  else:
+    # pylint: disable=g-import-not-at-top
+    from tensorflow.python.client import pywrap_tf_session
+    pywrap_tf_session.TF_SetTfXlaCpuGlobalJit(True)
