@@ -491,7 +491,7 @@ def _write_results(config, result):
 def main(unused_argv):
   """Runs what the flags ask for."""
   config = config_from_flags()
-  stack.configure()
+  stack.configure(config.use_xla)
   bert_config = modeling.BertConfig.from_json_file(
       files.require_file(config.bert_config_file, "bert_config_file"))
   runner_flags.check_length(config.max_seq_length, bert_config)

@@ -506,7 +506,7 @@ def check_questions(config):
 def main(unused_argv):
   """Runs what the flags ask for."""
   config = config_from_flags()
-  stack.configure()
+  stack.configure(config.use_xla)
   bert_config = modeling.BertConfig.from_json_file(config.bert_config_file)
   runner_flags.check_length(config.max_seq_length, bert_config)
   tokenizer = load_tokenizer(config, bert_config)

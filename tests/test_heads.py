@@ -9,7 +9,9 @@ import bert_oracle
 import modeling
 import run_pretraining
 import run_squad
+from utils import precision
 from utils import stack
+from utils import training
 
 stack.configure()
 
@@ -20,6 +22,7 @@ SIZES = dict(vocab_size=VOCAB, hidden_size=HIDDEN, num_hidden_layers=LAYERS,
              type_vocab_size=TYPES, max_position_embeddings=POSITIONS,
              hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 TRAIN = tf.estimator.ModeKeys.TRAIN
+FLOAT32 = precision.settle(False, False, False)
 
 
 def layer_shapes(layer):
@@ -283,10 +286,10 @@ def test_span_loss_equals_numpy():
   start, end = random.normal(size=[2, BATCH, SEQ]) * 3
   feed = inputs()
   with tf.Graph().as_default(), tf.Session() as session:
-    loss = session.run(run_squad.span_loss(
+    loss = session.run(run_squad.span_loss_sum(
         tf.constant(start, tf.float32), tf.constant(end, tf.float32),
         {name: tf.constant(feed[name])
-         for name in ("start_positions", "end_positions")}))
+         for name in ("start_positions", "end_positions")})) / BATCH
   expected = 0.0
   for logits, name in ((start, "start_positions"), (end, "end_positions")):
     for row, position in zip(logits, feed[name]):
@@ -305,14 +308,16 @@ def run_config(runner, folder):
   values.update(
       output_dir=str(folder), train_batch_size=BATCH, learning_rate=1e-3,
       seed=1, log_every_steps=1, save_checkpoints_steps=10,
-      keep_checkpoint_max=2)
+      keep_checkpoint_max=2, optimizer_type="adam", num_accumulation_steps=1,
+      nan_policy="stop", allreduce_fp16=False)
   return kind(**{name: values[name] for name in kind._fields})
 
 
 def training_spec(runner, features, folder):
+  values = run_config(runner, folder)
   return runner.model_fn(features, None, TRAIN, dict(
-      config=run_config(runner, folder), bert_config=config(),
-      checkpoint=None, total_steps=10, warmup_steps=1))
+      config=values, bert_config=config(), precision=FLOAT32, checkpoint=None,
+      run=training.Run(values, 10, 1, None)))
 
 
 def google_spec(name, features):
@@ -354,14 +359,13 @@ def test_training_graph(tmp_path, runner, name, golden):
 
 
 def test_prediction_graph_gives_the_logits(tmp_path, monkeypatch):
-  monkeypatch.setattr(run_squad.session, "check_complete",
-                      lambda *unused: None)
+  monkeypatch.setattr(training, "check_restored", lambda params: None)
 
   def predicted(features):
     spec = run_squad.model_fn(
         features, None, tf.estimator.ModeKeys.PREDICT, dict(
             config=run_config(run_squad, tmp_path), bert_config=config(),
-            checkpoint=None))
+            precision=FLOAT32, checkpoint=None))
     assert shapes_of(tf.global_variables()) == SQUAD
     return [spec.predictions[key]
             for key in ("start_logits", "end_logits", "unique_ids")]
@@ -374,14 +378,13 @@ def test_prediction_graph_gives_the_logits(tmp_path, monkeypatch):
 
 
 def test_evaluation_graph(tmp_path, monkeypatch):
-  monkeypatch.setattr(run_pretraining.session, "check_complete",
-                      lambda *unused: None)
+  monkeypatch.setattr(training, "check_restored", lambda params: None)
 
   def evaluated(features):
     spec = run_pretraining.model_fn(
         features, None, tf.estimator.ModeKeys.EVAL, dict(
             config=run_config(run_pretraining, tmp_path),
-            bert_config=config(), checkpoint=None))
+            bert_config=config(), precision=FLOAT32, checkpoint=None))
     assert shapes_of(tf.trainable_variables()) == PRETRAINING
     return {name: update for name, (_, update)
             in spec.eval_metric_ops.items()}

@@ -57,8 +57,7 @@ class Precision(typing.NamedTuple):
 def settle(use_fp16, use_bf16, use_xla):
   """Decides what a run computes in, and says where that is not what was asked.
 
-  Call it before the first session: the tf1 stack asks only once whether XLA
-  may compile for CPUs. Later calls return the same and log nothing.
+  Later calls return the same and log nothing.
 
   Args:
     use_fp16: bool.
@@ -88,8 +87,6 @@ def settle(use_fp16, use_bf16, use_xla):
         if use_fp16 else "")
   if capability and capability >= _AMPERE:
     _log_tensor_float_32()
-  if use_xla and not gpu:
-    stack.let_xla_compile_for_cpus()
   computes = "fp32" if lacking else name
   return Precision(
       name=name, computes=computes, scales_loss=bool(use_fp16),
@@ -133,6 +130,7 @@ def _log_tensor_float_32():
 def apply(precision, config):
   """Switches a `Precision` on in a tf.ConfigProto, which it changes.
 
+  On a CPU, XLA also has to be let in once a process (`stack.configure`).
   Also tells the framework's pass, by its environment variables, which
   operations stay float32. One that the user has put on a list stays there.
   """

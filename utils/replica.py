@@ -258,18 +258,22 @@ def mean_over_ranks(values, weights, name):
     name: of the mean.
 
   Returns:
-    (float32 scalar tensor, which all ranks have to compute; the operation
-    that takes a batch in): a pair as Estimator's metrics are.
+    (the mean, which all ranks have to compute together; the mean of this
+    rank's batches after taking in one more): a pair of float32 scalars, as
+    Estimator's metrics are.
   """
+  def mean(sums):
+    return tf.cast(tf.math.divide_no_nan(sums[0], sums[1]), tf.float32)
+
+
   with tf.variable_scope(name):
     sums = tf.get_variable(
         "sums", [2], tf.float64, tf.zeros_initializer(), trainable=False,
         collections=[tf.GraphKeys.LOCAL_VARIABLES])
   batch = tf.stack([tf.reduce_sum(tf.cast(values * weights, tf.float64)),
                     tf.reduce_sum(tf.cast(weights, tf.float64))])
-  total = sum_over_ranks(sums.read_value(), name)
-  return (tf.cast(tf.math.divide_no_nan(total[0], total[1]), tf.float32),
-          sums.assign_add(batch).op)
+  return (mean(sum_over_ranks(sums.read_value(), name)),
+          mean(tf.convert_to_tensor(sums.assign_add(batch))))
 
 
 class BroadcastHook(tf.train.SessionRunHook):

@@ -27,18 +27,40 @@ PRECISION_LISTS = (
          clear="CLEARLIST"))
 
 
-def configure():
+def configure(use_xla=False):
   """Makes the process behave alike on both stacks; call it once, first.
 
   Graph mode, v1 control flow, resource variables (reads have an order, and
   reference variables would keep XLA from clustering). Deprecation warnings,
   which the v1 API gives by the hundred, are silenced.
+
+  Args:
+    use_xla: bool, whether sessions may have XLA compile for CPUs, where there
+      is no GPU.
   """
   deprecation._PRINT_DEPRECATION_WARNINGS = False  # pylint: disable=protected-access
   tf.logging.set_verbosity(tf.logging.ERROR)
   tf.disable_v2_behavior()
   # The call above switches resource variables off on either stack.
   tf.enable_resource_variables()
+  if use_xla and not gpu_available():
+    _let_xla_compile_for_cpus()
+
+
+def _let_xla_compile_for_cpus():
+  """Makes a session's JIT level count for CPUs too, in this process.
+
+  1.15 asks its environment, once, at the first session; 2.15 has asked when it
+  looked for GPUs, but can be told later.
+  """
+  if IS_TF1:
+    flags = os.environ.get("TF_XLA_FLAGS", "")
+    if "tf_xla_cpu_global_jit" not in flags:
+      os.environ["TF_XLA_FLAGS"] = (flags + " --tf_xla_cpu_global_jit").strip()
+  else:
+    # pylint: disable=g-import-not-at-top
+    from tensorflow.python.client import pywrap_tf_session
+    pywrap_tf_session.TF_SetTfXlaCpuGlobalJit(True)
 
 
 def gpu_available():
@@ -126,19 +148,3 @@ def _cpu_flags():
   except OSError:
     pass
   return set()
-
-
-def let_xla_compile_for_cpus():
-  """Makes a session's JIT level count for CPUs too, in this process.
-
-  1.15 asks its environment, once, at the first session; 2.15 has asked when it
-  looked for GPUs, but can be told later.
-  """
-  if IS_TF1:
-    flags = os.environ.get("TF_XLA_FLAGS", "")
-    if "tf_xla_cpu_global_jit" not in flags:
-      os.environ["TF_XLA_FLAGS"] = (flags + " --tf_xla_cpu_global_jit").strip()
-  else:
-    # pylint: disable=g-import-not-at-top
-    from tensorflow.python.client import pywrap_tf_session
-    pywrap_tf_session.TF_SetTfXlaCpuGlobalJit(True)

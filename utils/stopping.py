@@ -57,28 +57,35 @@ class StopRequest(object):
 
 
 class StopHook(tf.train.SessionRunHook):
-  """Ends training, on all ranks after the same step, once one was asked.
+  """Ends training at its last step, or once one of the ranks was asked.
+
+  All ranks end after the same step. (Estimator's own `max_steps` reads the
+  step in a way that, compiled by XLA on the tf1 stack, gives 0 for ever.)
 
   Args:
     request: an entered `StopRequest`.
     asked: scalar placeholder, 1 where this rank was asked, that is part of
       what the ranks add up in each step.
     total: scalar tensor, that sum.
+    step: scalar tensor, the step after the update.
+    last_step: int, the step to end at.
   """
 
-  def __init__(self, request, asked, total):
+  def __init__(self, request, asked, total, step, last_step):
     self._request = request
     self._asked = asked
-    self._total = total
+    self._fetches = (total, step)
+    self._last_step = last_step
     self.has_stopped = False
 
   def before_run(self, run_context):
     return tf.train.SessionRunArgs(
-        self._total, feed_dict={self._asked: float(self._request.is_asked())})
+        self._fetches, feed_dict={self._asked: float(self._request.is_asked())})
 
   def after_run(self, run_context, run_values):
-    if run_values.results > 0:
-      self.has_stopped = True
+    asked, step = run_values.results
+    self.has_stopped = asked > 0
+    if asked > 0 or step >= self._last_step:
       run_context.request_stop()
 
 

@@ -40,7 +40,7 @@ def estimator(config, bert_config, model_fn, **params):
     model_fn: the runner's model function.
     **params: plain values that join `config`, `bert_config` and `precision`
       in the model function's params: `checkpoint` (the prefix that will be
-      restored, or None) and what `train` adds for training.
+      restored, or None) and, in training, `run` (a `Run`).
   """
   settled = precision.settle(config.use_fp16, config.use_bf16, config.use_xla)
   return tf.estimator.Estimator(
@@ -210,8 +210,8 @@ def _training_hooks(params, update, step, asked, log_losses):
                           for name in ("config", "run", "precision"))
   sums = dict(update.sums)
   xla = [precision.XlaReportHook()] if settled.xla else []
-  run.stop_hook = stopping.StopHook(run.request, asked,
-                                    sums.pop("asked_to_stop"))
+  run.stop_hook = stopping.StopHook(
+      run.request, asked, sums.pop("asked_to_stop"), step, run.last_step)
   reported = dict(sums if len(sums) > 1 else {}, loss=update.loss, step=step,
                   learning_rate=update.learning_rate,
                   grad_norm=update.grad_norm, is_finite=update.is_finite)
@@ -230,11 +230,12 @@ def _training_hooks(params, update, step, asked, log_losses):
       run.stop_hook]
 
 
-class _Run(object):
+class Run(object):
   """What the parts of one training have in common.
 
   Attributes:
     checkpoint: prefix that rank 0 restores, or None.
+    last_step: where the latest part ends.
     total_steps: optimizer steps of the whole run.
     warmup_steps: steps of rising rate.
     request: an entered `stopping.StopRequest`.
@@ -245,6 +246,7 @@ class _Run(object):
 
   def __init__(self, config, total_steps, warmup_steps, request):
     self.checkpoint = None
+    self.last_step = total_steps
     self.total_steps = total_steps
     self.warmup_steps = warmup_steps
     self.request = request
@@ -319,7 +321,7 @@ def train(config, bert_config, model_fn, total_steps, warmup_steps,
     return
   _log_batch(config)
   with stopping.StopRequest(config.output_dir) as request:
-    run = _Run(config, total_steps, warmup_steps, request)
+    run = Run(config, total_steps, warmup_steps, request)
     while step < total_steps:
       _train_part(config, bert_config, model_fn, run, (prefix, consumed),
                   _end_of_part(config, step, total_steps),
@@ -346,12 +348,13 @@ def _train_part(config, bert_config, model_fn, run, start, end, data):
   source = input_pipeline.Source(
       lambda: make_batches(consumed), inspect,
       batches_a_step=config.num_accumulation_steps)
+  run.last_step = end
   # The others get what rank 0 has read.
   run.checkpoint = prefix if replica.is_chief() else None
   with replica.peers(), input_pipeline.surfaced(source):
     estimator(config, bert_config, model_fn, run=run,
               checkpoint=run.checkpoint).train(
-                  lambda: make_dataset(source), max_steps=end)
+                  lambda: make_dataset(source))
 
 
 def _newest(config):
