@@ -9,7 +9,7 @@
 #   seed  whole?  seed of every random number
 #   END
 #   parse_arguments "$@"             # $batch_size is now checked and final
-#   prepare                          # interpreter, devices, precision
+#   prepare                          # interpreter, devices, ranks, precision
 #   run_python squad run_squad.py "--train_batch_size=$batch_size"
 #
 # Functions that compute a value leave it in REPLY: a subshell for each would
@@ -32,5 +32,13 @@ source "$root/scripts/lib/values.sh"
 source "$root/scripts/lib/arguments.sh"
 # shellcheck source=scripts/lib/places.sh
 source "$root/scripts/lib/places.sh"
+# shellcheck source=scripts/lib/hosts.sh
+source "$root/scripts/lib/hosts.sh"
+# shellcheck source=scripts/lib/ranks.sh
+source "$root/scripts/lib/ranks.sh"
+# shellcheck source=scripts/lib/words.sh
+source "$root/scripts/lib/words.sh"
+# shellcheck source=scripts/lib/ends.sh
+source "$root/scripts/lib/ends.sh"
 # shellcheck source=scripts/lib/run.sh
 source "$root/scripts/lib/run.sh"

@@ -18,6 +18,8 @@ set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
 # shellcheck source=scripts/lib/sources.sh
 source "$root/scripts/lib/sources.sh"
+# shellcheck source=scripts/lib/training.sh
+source "$root/scripts/lib/training.sh"
 
 train_batch_size=14 eval_batch_size=8 learning_rate=1e-4 precision=fp16
 use_xla=true num_gpus='' warmup_steps=10000 train_steps=1144000
@@ -40,7 +42,7 @@ init_checkpoint='' max_seq_length=512 max_predictions_per_seq=80
 max_eval_steps=100 do_train=true do_eval=true batch_sources=mixed
 sources=${SOURCES-}
 options <<'END'
-bert_model text base, large, or a folder with bert_config.json
+bert_model text base, large, small, or a folder with bert_config.json
 bert_config path? bert_config.json in place of the model's
 sources text? corpora of DATA_DIR, commas between; empty: both usual ones
 input_file paths? TFRecords, globs and commas, in place of the sources
@@ -54,6 +56,7 @@ do_train flag train
 do_eval flag evaluate at the end
 seed whole? seed of weights, dropout and order; empty: the program's own
 END
+training_options
 
 rewrite_positionals() {
   # train, eval, rate, precision, GPUs, ...: the order without use_xla.
@@ -76,12 +79,12 @@ find_config() {
   if [[ -z $bert_config ]]; then
     find_model "$bert_model"
     bert_config=$model_dir/bert_config.json
-    if [[ ! -f $bert_config && $bert_model =~ ^(base|large)$ ]]; then
+    if [[ ! -f $bert_config && $bert_model =~ ^(base|large|small)$ ]]; then
       bert_config=$root/scripts/configs/bert_$bert_model.json
     fi
   fi
   require_file "$bert_config" "model configuration" \
-    "give --bert_model base, large or a folder, or --bert_config FILE"
+    "give --bert_model base, large, small or a folder, or --bert_config FILE"
 }
 
 find_config
@@ -100,4 +103,5 @@ flags=("--bert_config_file=$bert_config" "--input_file=$input_file"
 for name in eval_input_file init_checkpoint seed; do
   if [[ -n ${!name} ]]; then flags+=("--$name=${!name}"); fi
 done
+training_flags
 run_python pretraining run_pretraining.py "${flags[@]}"

@@ -17,6 +17,8 @@ set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
 # shellcheck source=scripts/lib/squad.sh
 source "$root/scripts/lib/squad.sh"
+# shellcheck source=scripts/lib/training.sh
+source "$root/scripts/lib/training.sh"
 
 batch_size=10 learning_rate=5e-6 precision=fp16 use_xla=true num_gpus=''
 seq_length=384 doc_stride=128 bert_model=large squad_version=1.1 checkpoint=''
@@ -46,6 +48,7 @@ warmup_proportion fraction share of the steps in which the rate rises
 save_checkpoint_steps count steps from checkpoint to checkpoint
 do_predict flag answer and score the dev questions after training
 END
+training_options
 squad_options
 parse_arguments "$@"
 prepare
@@ -62,4 +65,5 @@ if $do_predict; then
   find_squad_file dev "$predict_file" predict_file
   flags+=("--predict_file=$REPLY" "--predict_batch_size=$predict_batch_size")
 fi
+training_flags
 run_python "squad_${model_tag}_v$squad_version" run_squad.py "${flags[@]}"

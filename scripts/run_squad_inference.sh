@@ -34,6 +34,9 @@ aliases=([checkpoint]=init_checkpoint [predict_batch_size]=batch_size
   [max_seq_length]=seq_length)
 # shellcheck disable=SC2034
 num_gpus=1
+options <<'END'
+num_gpus count? GPUs to use; empty: those present, at most 8
+END
 squad_options
 parse_arguments "$@"
 prepare

@@ -5,9 +5,11 @@
 #   bash scripts/test.sh --stack tf2 tests/test_modeling.py -k gelu
 #   bash scripts/test.sh --slow         # also the tests that take minutes
 #
-# Sets up first (scripts/setup.sh --with_tests). Expect some minutes; the
-# stacks run in turn, since both use all cores. A closing table tells how each
-# stack went; the exit status is 0 if all of them passed.
+# Sets up first (scripts/setup.sh --with_tests). Expect some ten minutes a stack
+# on two cores; the stacks run in turn, since both use all cores: a test file on
+# each, up to four (-n 0 after the options runs one file after the other). A
+# closing table tells how each stack went; the exit status is 0 if all of them
+# passed.
 set -euo pipefail
 
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -41,13 +43,17 @@ case $choice in
 esac
 if ((${#stacks[@]} == 0)); then stacks=(tf2); fi  # set-up tells what is amiss
 
+workers=$(nproc)
+workers=$((workers > 4 ? 4 : workers))
+
 # An own folder for each stack: pytest's cache holds what failed last.
 run_tests() {
   bash "$root/scripts/setup.sh" --stack "$1" --with_tests || return
   (
     cd -- "$root"
     PATH=$venv_root/$1/bin:$PATH "$venv_root/$1/bin/python" -m pytest -q \
-      -o "cache_dir=.pytest_cache/$1" ${arguments[@]+"${arguments[@]}"}
+      -o "cache_dir=.pytest_cache/$1" -n "$workers" --dist loadfile \
+      ${arguments[@]+"${arguments[@]}"}
   )
 }
 

@@ -26,6 +26,7 @@ from launcher_sandbox import set_up
 from launcher_sandbox import site  # pylint: disable=unused-import
 from launcher_sandbox import squad_golden
 from launcher_sandbox import without_output
+from launcher_sandbox import write_program
 
 
 # --- command lines -----------------------------------------------------------
@@ -304,23 +305,19 @@ def test_cpu_warns_once_and_runs_in_float32(site):
   assert "--use_fp16=true --use_xla=true" in done.stdout
 
 
-def test_several_processes_are_refused(site):
-  line = one_line(site.run("run_squad.sh", "--num_gpus=2"), 1)
-  assert "num_gpus is 2" in line and "--num_gpus 1" in line
-  done = site.run("run_squad.sh", "--num_gpus=2", "--dry_run")
-  assert done.returncode == 0
-  assert "a run would stop here: num_gpus is 2" in done.stderr
-
-
 def test_number_of_gpus(gpu_site):
-  run = lambda *words, **env: gpu_site.run("run_squad.sh", *words, env=env)
-  assert "num_gpus is 3" in one_line(run(), 1)
-  assert "num_gpus is 2" in one_line(run(CUDA_VISIBLE_DEVICES="0,2"), 1)
-  assert "offers 3" in one_line(run("--num_gpus=4"), 1)
+  run = lambda *words, **env: gpu_site.run(
+      "run_squad.sh", "--rank_launcher=horovodrun", *words, env=env)
+  write_program(gpu_site.home.parent / "bin" / "horovodrun", "#!/bin/sh\n")
+  assert "# 3 ranks by: " in run("--dry_run").stdout
+  assert "# 2 ranks by: " in run("--dry_run", CUDA_VISIBLE_DEVICES="0,2").stdout
+  line = one_line(run("--num_gpus=4"), 1)
+  assert "num_gpus is 4, but this machine offers 3" in line
   done = run("--num_gpus=4", "--dry_run")
   assert done.returncode == 0
   assert "a run would stop here: num_gpus is 4" in done.stderr
-  assert run("--dry_run", CUDA_VISIBLE_DEVICES="1").returncode == 0
+  done = run("--dry_run", CUDA_VISIBLE_DEVICES="1")
+  assert done.returncode == 0 and "ranks" not in done.stdout
   assert "on the CPU" in run("--dry_run", CUDA_VISIBLE_DEVICES="-1").stderr
 
 
@@ -464,10 +461,39 @@ def test_help_shows_every_argument(site, script):
   assert "shellcheck" not in done.stdout and "set -euo" not in done.stdout
 
 
-def test_bf16_is_refused_clearly(site):
-  for stack, expected in (("tf1", "--stack tf2"), ("tf2", "not supported yet")):
-    done = site.run("run_squad.sh", "--precision=bf16", "--stack", stack)
-    assert expected in one_line(done, 1)
+def test_bf16(site):
+  done = site.run("run_squad.sh", "--precision=bf16", "--stack=tf1")
+  assert "needs the tf2 stack: add --stack tf2" in one_line(done, 1)
+  flags = site.command("run_squad.sh", "--precision=bf16", "--stack=tf2")
+  assert flags["use_bf16"] == "true" and flags["use_fp16"] == "false"
+
+
+TRAINING = {
+    "num_accumulation_steps": "4", "optimizer_type": "lamb",
+    "allreduce_fp16": "true", "nan_policy": "skip", "keep_checkpoint_max": "3",
+    "eval_every_steps": "50"}
+
+
+@pytest.mark.parametrize("script", LAUNCHERS[:2])
+def test_options_of_training_are_flags_once_stated(site, script):
+  plain = site.command(script)
+  assert not set(TRAINING) & set(plain)
+  words = ["--%s=%s" % item for item in TRAINING.items()]
+  assert without_output(site.command(script, *words)) == dict(
+      without_output(plain), **TRAINING)
+  (site.home / "c").write_text("optimizer_type = adam\n")   # the default
+  assert site.command(script, "--config=c")["optimizer_type"] == "adam"
+
+
+@pytest.mark.parametrize("word, expected", [
+    ("--num_accumulation_steps=0", "has to be a whole number above 0"),
+    ("--optimizer_type=sgd", "has to be adam or lamb"),
+    ("--nan_policy=hope", "has to be stop or skip"),
+    ("--keep_checkpoint_max=0", "has to be a whole number above 0"),
+    ("--max_restarts=-1", "has to be a whole number, 0 or more"),
+    ("--rank_launcher=srun", "has to be mpirun or horovodrun")])
+def test_wrong_option_of_training(site, word, expected):
+  assert expected in one_line(site.run("run_pretraining.sh", word), 2)
 
 
 # --- missing files -----------------------------------------------------------
@@ -527,7 +553,9 @@ def test_flags_exist_in_the_runners(gpu_site):
       words += ["--do_lower_case=true", "--squad_version=2.0"]
     else:
       words += ["--eval_input_file=x"]
-    flags = set(gpu_site.command(script, *words))
+    if "inference" not in script:
+      words += ["--%s=%s" % item for item in TRAINING.items()]
+    flags = set(gpu_site.command(script, *words)) | {"horovod", "use_bf16"}
     assert flags | {"log_file"} <= declared, flags - declared
 
 
@@ -536,8 +564,10 @@ def test_shellcheck():
       pathlib.Path(sys.executable).parent / "shellcheck")
   if not os.path.exists(program):
     pytest.skip("shellcheck is not installed")
+  names = ["lib.sh", "lib/rank.sh", "lib/slurm_shell.sh",
+           "run_pretraining.slurm"] + LAUNCHERS
   done = subprocess.run(
-      [program, "-x"] + ["scripts/" + name for name in ["lib.sh"] + LAUNCHERS],
+      [program, "-x"] + ["scripts/" + name for name in names],
       cwd=str(ROOT), stdout=subprocess.PIPE, universal_newlines=True)
   assert done.returncode == 0, done.stdout
 

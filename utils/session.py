@@ -96,6 +96,12 @@ def training_scaffold(prefix):
   Args:
     prefix: newest checkpoint of the run's folder, or None on a fresh start.
   """
+  scaffold = _scaffold(prefix)
+  stack.assign_outside_xla(tf.get_default_graph())
+  return scaffold
+
+
+def _scaffold(prefix):
   if prefix is None:
     return tf.train.Scaffold(saver=tf.train.Saver())
   variables = tf.global_variables()

@@ -14,6 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 # pylint: disable=wrong-import-position
 import tensorflow.compat.v1 as tf
+from tensorflow.core.framework import attr_value_pb2
 from tensorflow.python.util import deprecation
 
 IS_TF1 = tf.__version__.startswith("1.")
@@ -61,6 +62,20 @@ def _let_xla_compile_for_cpus():
     # pylint: disable=g-import-not-at-top
     from tensorflow.python.client import pywrap_tf_session
     pywrap_tf_session.TF_SetTfXlaCpuGlobalJit(True)
+
+
+def assign_outside_xla(graph):
+  """Keeps the assignments to variables that `graph` has so far out of XLA.
+
+  1.15 does not note that a variable is initialized when XLA initialized or
+  restored it: Estimator then takes the step for zero and never stops.
+  """
+  if not IS_TF1:
+    return
+  for op in graph.get_operations():
+    if op.type == "AssignVariableOp":
+      # pylint: disable=protected-access
+      op._set_attr("_XlaCompile", attr_value_pb2.AttrValue(b=False))
 
 
 def gpu_available():

@@ -177,6 +177,7 @@ END
     options <<'END'
 run_dir path? folder of the run; empty: one of its own under RESULTS_DIR
 END
+    rank_options
   fi
   split_words "$@"
   if ! $keeps_runs && ((${#extra_flags[@]})); then

@@ -65,22 +65,27 @@ count_gpus() {
 }
 
 choose_devices() {
-  # Settles num_gpus, precision and use_xla for this machine.
-  local changed=''
-  count_gpus
+  # Settles num_gpus, precision and use_xla for this machine, or for those of
+  # hosts.
+  local changed='' where='NVIDIA GPU here' running='the CPU'
+  if [[ -n $hosts ]]; then read_hosts "$hosts"; fi
+  if ((${#host_names[@]})) && ! $dry_run; then   # a dry run asks nobody
+    check_hosts
+    where='NVIDIA GPU on some of the hosts' running='CPUs'
+  else
+    count_gpus
+  fi
   if ((REPLY == 0)); then
     [[ -n ${stated[precision]-} ]] || precision=fp32 changed=' in fp32'
     [[ -n ${stated[use_xla]-} ]] || use_xla=false changed+=' without XLA'
-    note "warning: no NVIDIA GPU here, running on the CPU$changed" \
+    note "warning: no $where, running on $running$changed" \
       "(num_gpus then counts processes)"
-  elif [[ -n $num_gpus ]] && ((num_gpus > REPLY)); then
+  elif [[ -n $num_gpus && -z $hosts ]] && ((num_gpus > REPLY)); then
     missing "num_gpus is $num_gpus, but this machine offers $REPLY"
   fi
   if [[ -z $num_gpus ]]; then
     num_gpus=$((REPLY > 8 ? 8 : REPLY > 1 ? REPLY : 1))
   fi
-  ((num_gpus == 1)) || missing "num_gpus is $num_gpus, but more than one" \
-    "process is not supported yet: add --num_gpus 1"
 }
 
 choose_precision() {
@@ -91,7 +96,7 @@ choose_precision() {
     bf16)
       [[ $stack == tf2 ]] ||
         die "precision bf16 needs the tf2 stack: add --stack tf2"
-      die "precision bf16 is not supported yet: give fp32 or fp16" ;;
+      precision_flags=(--use_fp16=false --use_bf16=true) ;;
   esac
   precision_flags+=("--use_xla=$use_xla")
 }
@@ -100,6 +105,7 @@ prepare() {
   # All that the machine decides, before a launcher looks for its files.
   choose_python
   choose_devices
+  choose_ranks
   choose_precision
 }
 

@@ -6,7 +6,7 @@
 # once the program has ended well, launch.done. The program holds a lock on
 # .lock, but only once TensorFlow is loaded; the launcher holds launch.hash.
 
-create_logfile=true child='' interrupts=0
+create_logfile=true
 exec {held}</dev/null   # until hold_run_dir puts its lock there
 
 name_new_run() {
@@ -85,53 +85,18 @@ open_run() {
   note "run folder $run_dir, log ${2:-none}"
 }
 
-interrupted() {
-  # A terminal sends Ctrl-C to the program as well, so only a second one is
-  # handed on; but older versions of bash switch it off in programs started so.
-  local ignored
-  ignored=$(awk '/^SigIgn/ {print $2}' "/proc/$child/status" 2>/dev/null) ||
-    ignored=0   # no /proc, or the program has ended just now
-  if ((++interrupts > 1 || 16#${ignored:-0} & 2)); then
-    kill -TERM "$child" 2>/dev/null || true
-  fi
-}
-
-run_logged() {
-  # Runs a command, copies what it says to log $1 (unless that is empty), hands
-  # signals on to it and returns its exit status. The copying processes outlive
-  # signals, so that the command's last words are kept.
-  local log=$1 status=0 out err copy
-  local -a copies=()
-  shift
-  exec {out}>&1 {err}>&2
-  if [[ -n $log ]]; then
-    trap '' INT TERM HUP   # inherited
-    exec {out}> >(exec tee -a -- "$log" {held}>&-)
-    copies+=("$!")
-    if [[ /dev/fd/1 -ef /dev/fd/2 ]]; then
-      exec {err}>&"$out"   # one stream for both keeps the lines in order
-    else
-      exec {err}> >(exec tee -a -- "$log" >&2 {held}>&-)
-      copies+=("$!")
-    fi
-  fi
-  # In the background, since bash acts on a signal only between its commands.
-  trap 'kill -TERM "$child" 2>/dev/null || true' TERM HUP
-  trap interrupted INT
-  (trap - INT TERM HUP
-    exec "$@" >&"$out" 2>&"$err" {out}>&- {err}>&- {held}>&-) &
-  child=$!
-  exec {out}>&- {err}>&-
-  while wait "$child"; status=$?; kill -0 "$child"; do :; done 2>/dev/null
-  trap - INT TERM HUP
-  for copy in "${copies[@]}"; do wait "$copy" || true; done
-  return "$status"
+join_words() {
+  # The arguments as a shell reads them back, into REPLY.
+  local word line=''
+  for word; do quote "$word"; line+=${line:+ }$REPLY; done
+  REPLY=$line
 }
 
 run_python() {
   # Runs program $2 of the checkout with the flags that follow, in a run folder
-  # of tag $1; ends the script with the program's exit status.
-  local tag=$1 program=$root/$2 hash log='' tee_log word line='' told status=0
+  # of tag $1; ends the script with the program's exit status. How many ranks
+  # do it is no part of the settings: a run may go on with more or fewer.
+  local tag=$1 program=$root/$2 hash log='' copied='' line told
   local -a command
   shift 2
   set -- "$@" "${extra_flags[@]}"
@@ -142,28 +107,27 @@ run_python() {
   $dry_run || hold_run_dir
   [[ -z $told ]] || note "$told"
   if $create_logfile; then log=$run_dir/$tag.log; fi
-  tee_log=$log
+  copied=$log
   command=("$python" "$program" "--output_dir=$run_dir" "$@")
-  # A person at a terminal sees a progress bar: there the program writes to the
-  # terminal itself, and plain lines to the log.
-  if [[ -n $log && -t 2 ]]; then command+=("--log_file=$log") tee_log=''; fi
-  for word in "${command[@]}"; do quote "$word"; line+=${line:+ }$REPLY; done
+  export PYTHONUNBUFFERED=1   # lines reach the log when they are said
+  if $several; then
+    command+=(--horovod=true)
+    rank_starter
+  elif [[ -n $log && -t 2 ]]; then
+    # A person at a terminal sees a progress bar: there the program writes to
+    # the terminal itself, and plain lines to the log.
+    command+=("--log_file=$log") copied=''
+  fi
+  join_words "${command[@]}"
+  line=$REPLY
+  if $several; then
+    join_words "${starter[@]}"
+    line="# $ranks ranks by: $REPLY"$'\n'$line
+  fi
   if $dry_run; then
     printf '# run folder: %s\n# log: %s\n%s\n' "$run_dir" "${log:-none}" "$line"
     exit 0
   fi
   open_run "$hash" "$log" "$line"
-  export PYTHONUNBUFFERED=1   # lines reach the log when they are said
-  run_logged "$tee_log" "${command[@]}" || status=$?
-  if ((status == 0)); then
-    : >"$run_dir/launch.done"
-  else
-    line="ended with status $status"
-    if ((status > 128)); then
-      line="ended by signal $((status - 128)); the same command goes on"
-      ((status == 130)) || note "$line"   # of Ctrl-C the program tells itself
-    fi
-    [[ -z $log ]] || printf '# %s\n' "$line" >>"$log"
-  fi
-  exit "$status"
+  run_to_end "$copied" "$log" "${starter[@]}" "${command[@]}"
 }
