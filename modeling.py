@@ -439,8 +439,9 @@ def dropout(input_tensor, dropout_prob, *, key=None, name="dropout"):
     return input_tensor
   if key is None:
     return tf.nn.dropout(input_tensor, rate=dropout_prob)
-  uniform = tf.random.stateless_uniform(
-      tf.shape(input_tensor), seed=_mask_seed(key, name))
+  # The older operation: the newer one's numbers are others under XLA.
+  uniform = tf.raw_ops.StatelessRandomUniform(
+      shape=tf.shape(input_tensor), seed=_mask_seed(key, name))
   mask = tf.cast(uniform >= dropout_prob, input_tensor.dtype)
   return input_tensor * (mask * (1.0 / (1.0 - dropout_prob)))
 

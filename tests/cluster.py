@@ -159,6 +159,11 @@ class Machine(object):
     for child in _children(process.pid):
       os.kill(child, number)
 
+  def hide(self, folder):
+    """Gives the machine an empty folder of its own in the place of one."""
+    folder.mkdir()
+    self.check("mount", "-t", "tmpfs", "tmpfs", folder)
+
   def processes(self):
     """Returns {process id: command line} of what runs here besides servers."""
     found = {}
@@ -299,7 +304,6 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 MpiDefault=none
 ReturnToService=2
-SlurmdTimeout=30
 KillWait=10
 # A requeued job waits for this long, two minutes without it.
 AuthInfo=cred_expire=10

@@ -38,7 +38,7 @@ wait_long() { for _ in {1..1000}; do sleep 0.05; done; }
 wait_for() { for _ in {1..1000}; do [[ -e $1 ]] && break; sleep 0.05; done; }
 """
 # Saves when it is told to, as training does; rank 0 tells of it.
-SAVES = """
+_SAVES = """
 stop() {
   [[ $rank != 0 ]] || echo 'step 7' >"$run/launch.stopped"
   exit 0
@@ -46,10 +46,12 @@ stop() {
 trap stop TERM
 begun
 for _ in {1..1000}; do
-  [[ ! -e $run/launch.stop ]] || stop
+  %s
   sleep 0.05
 done
 """
+SAVES_BY_FILE = _SAVES % "[[ ! -e $run/launch.stop ]] || stop"   # or by signal
+SAVES_BY_SIGNAL = _SAVES % ":"
 
 
 class RankSite(Site):

@@ -20,7 +20,7 @@ from rank_sandbox import kill
 from rank_sandbox import needs_mpirun
 from rank_sandbox import own_lines
 from rank_sandbox import RankSite
-from rank_sandbox import SAVES
+from rank_sandbox import SAVES_BY_SIGNAL
 
 # Runs the command here; $SSH_DIR/HOST, where it is there, in its place. Its
 # words are kept as ssh's would be: joined by blanks, read by a shell.
@@ -224,7 +224,7 @@ def test_ranks_on_two_machines(site):
 @needs_mpirun
 def test_stop_on_two_machines(site):
   site.hosts.write_text("left\nright\n")
-  site.program(SAVES.replace("[[ ! -e", "[[ -z x || ! -e"))  # signals alone
+  site.program(SAVES_BY_SIGNAL)
   process, _ = site.two_started()
   process.terminate()
   status, _, err = finish(process)
@@ -250,6 +250,18 @@ def test_machine_that_is_lost(site):
   (line,) = own_lines(err)
   assert line.endswith("; the same command goes on")
   assert line.startswith("host right does not answer any more"), err
+
+
+@needs_mpirun
+def test_machines_that_do_not_reach_each_other(site):
+  """mpirun waits for ever for a daemon that says nothing."""
+  site.hosts.write_text("left\nright\n")
+  site.machine("right", '[[ $* != *orted* ]] || exit 0; exec bash -c "$*"')
+  done = site.two(env={"HOROVOD_START_TIMEOUT": "2"})
+  assert done.returncode not in (0, 2, 130) and not site.left()
+  assert own_lines(done.stderr) == [
+      "no rank has begun in 2 seconds: can the machines reach each other "
+      "(--network_interface)?; the same command goes on"]
 
 
 @needs_mpirun

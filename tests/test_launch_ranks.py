@@ -26,7 +26,8 @@ from rank_sandbox import needs_horovodrun
 from rank_sandbox import needs_mpirun
 from rank_sandbox import own_lines
 from rank_sandbox import RankSite
-from rank_sandbox import SAVES
+from rank_sandbox import SAVES_BY_FILE
+from rank_sandbox import SAVES_BY_SIGNAL
 
 
 @pytest.fixture
@@ -265,7 +266,8 @@ def test_restarts(ranks):
 
 
 def test_stop_that_saves(both):
-  both.program(SAVES)
+  both.program(
+      SAVES_BY_FILE if both.starter == "horovodrun" else SAVES_BY_SIGNAL)
   process, _ = both.two_started("--stopped_status=85", "--max_restarts=3")
   process.terminate()
   status, _, err = finish(process)
@@ -290,7 +292,7 @@ def patient(ranks):
 @needs_mpirun
 def test_terminal_hangs_up_or_mpirun_is_told_itself(patient):
   """SIGTERM reaches all processes at once where a machine is shut down."""
-  patient.program(SAVES)
+  patient.program(SAVES_BY_SIGNAL)
   process, _ = patient.two_started(start_new_session=True)
   process.send_signal(signal.SIGHUP)
   assert finish(process)[0] == 0
@@ -325,7 +327,7 @@ def test_stop_by_force(ranks):
 
 @needs_mpirun
 def test_interrupt_at_a_terminal(patient):
-  patient.program(SAVES)
+  patient.program(SAVES_BY_SIGNAL)
   process, _ = patient.two_started(start_new_session=True)
   os.killpg(process.pid, signal.SIGINT)
   status, _, err = finish(process)
@@ -381,7 +383,7 @@ def test_restarts_of_one_rank(site):
 
 def test_one_rank_saves(tmp_path):
   one = RankSite(tmp_path, "")
-  one.program(SAVES.replace("[[ ! -e", "[[ -z x || ! -e"))  # signals alone
+  one.program(SAVES_BY_SIGNAL)
   process, _ = one.one_started("--max_restarts=2")
   process.terminate()
   status, _, err = finish(process)

@@ -371,8 +371,6 @@ def test_same_losses_with_xla_in_the_loop_over_micro_batches(apart):
                   2, 2 * PRODUCTS["squad"])
 
 
-@pytest.mark.xfail(not stack.IS_TF1, strict=True, reason=(
-    "2.15's XLA draws other numbers for tf.random.stateless_uniform"))
 def test_same_dropout_with_xla(apart):
   (plain, _), (compiled, coverage) = apart(losses_both_ways, "squad", 1, 0.5)
   assert coverage[1] == PRODUCTS["squad"]

@@ -59,8 +59,7 @@ class StopRequest(object):
 class StopHook(tf.train.SessionRunHook):
   """Ends training at its last step, or once one of the ranks was asked.
 
-  All ranks end after the same step. (Estimator's own `max_steps` reads the
-  step in a way that, compiled by XLA on the tf1 stack, gives 0 for ever.)
+  All ranks end after the same step.
 
   Args:
     request: an entered `StopRequest`.

@@ -6,6 +6,7 @@
 #                   word in it: end at once
 #   launch.stopped  by the program: "step N", a checkpoint of it is saved
 #   launch.failed   by lib/rank.sh: the line of the first rank that ended badly
+#   launch.begun    by lib/rank.sh: rank 0 has been started
 # Exit status of a program: 1 is a mistake that starting again does not mend, 2
 # a wrong argument, 130 Ctrl-C, above 128 a signal; anything else is a crash.
 
@@ -13,18 +14,30 @@ child='' interrupts=0 stops=0 early=false timer=''
 restart_pause=5    # seconds
 kill_pause=30      # from the end by force to SIGKILL: mpirun needs 20
 
+parent_of() {
+  # The process that started process $1, into REPLY; empty where it is gone. Of
+  # a process that has ended the number may be another's by now.
+  REPLY=$(awk '{sub(/.*\) /, ""); print $2}' "/proc/$1/stat" 2>/dev/null) ||
+    REPLY=''
+}
+
 start_timer() {
   # Sends this launcher another SIGTERM in $1 seconds.
   end_timer
-  (trap 'kill "$!"; exit' TERM
+  (trap 'kill "$sleeper" 2>/dev/null; exit' TERM
+    sleeper=''
     sleep "$1" &
-    wait "$!"
-    kill -TERM "$$") {held}>&- >/dev/null 2>&1 &
+    sleeper=$!
+    wait "$sleeper"
+    parent_of "$BASHPID"
+    [[ $REPLY != "$$" ]] || kill -TERM "$$") {held}>&- >/dev/null 2>&1 &
   timer=$!
 }
 
 end_timer() {
-  [[ -z $timer ]] || kill "$timer" 2>/dev/null || true
+  [[ -n $timer ]] || return 0
+  parent_of "$timer"
+  [[ $REPLY != "$$" ]] || kill "$timer" 2>/dev/null || true
   timer=''
 }
 
@@ -60,6 +73,16 @@ interrupted() {
   fi
 }
 
+end_what_does_not_begin() {
+  # mpirun waits for ever for a machine that cannot reach it.
+  if ((SECONDS - begun > start_seconds)) && [[ -n $hosts &&
+    ! -e $run_dir/launch.begun && ! -e $run_dir/launch.failed ]]; then
+    note_failure "no rank has begun in $start_seconds seconds: can the machines\
+ reach each other (--network_interface)?"
+    kill -KILL "$child"
+  fi
+}
+
 copy_through() {
   # Puts the command in the arguments between the program and out, and err.
   local to joined=false
@@ -82,7 +105,7 @@ run_logged() {
   # Runs a command, copies what it says to log $1 (unless that is empty), hands
   # signals on to it and returns its exit status. The copying processes outlive
   # signals, so that the command's last words are kept.
-  local log=$1 status=0 out err copy
+  local log=$1 status=0 out err copy pause=0.05 begun=$SECONDS
   local -a copies=()
   shift
   child=''
@@ -99,8 +122,13 @@ run_logged() {
   child=$!
   exec {out}>&- {err}>&-
   if $early; then early=false; asked_to_stop; fi
-  while wait "$child"; kill -0 "$child"; do :; done 2>/dev/null
-  # Again, since a signal may have cut the last one short.
+  # Without wait: where a signal comes as the program ends, bash may lose its
+  # status, or wait for ever.
+  while kill -0 "$child"; do
+    end_what_does_not_begin
+    sleep "$pause" || true   # a signal may end it
+    case $pause in 0.05) pause=0.1 ;; 0.1) pause=0.5 ;; esac
+  done 2>/dev/null
   wait "$child" 2>/dev/null || status=$?
   end_timer
   trap - INT TERM HUP
@@ -165,13 +193,14 @@ run_to_end() {
   local copied=$1 log=$2 restarts=0 status
   shift 2
   while :; do
-    rm -f -- "$run_dir"/launch.{stop,stopped,failed}
+    rm -f -- "$run_dir"/launch.{stop,stopped,failed,begun}
     # What an earlier one left on a machine that was cut off.
     [[ -z $hosts ]] || end_everywhere
     status=0
     run_logged "$copied" "$@" || status=$?
     ! $several || end_everywhere   # a rank that has lost its starter
     judge_end "$status"
+    rm -f -- "$run_dir/launch.begun"
     [[ -z $REPLY ]] || say_end "$REPLY" "$loud" "$log"
     if [[ $ending == 'done' ]]; then : >"$run_dir/launch.done"; fi
     if [[ $ending != crashed ]] || ((++restarts > max_restarts)); then

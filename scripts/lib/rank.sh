@@ -43,6 +43,7 @@ rank=${OMPI_COMM_WORLD_RANK-${HOROVOD_RANK-0}}
 local_rank=${OMPI_COMM_WORLD_LOCAL_RANK-${HOROVOD_LOCAL_RANK-0}}
 local_size=${OMPI_COMM_WORLD_LOCAL_SIZE-${HOROVOD_LOCAL_SIZE-1}}
 command=("$@")
+((rank > 0)) || : 2>/dev/null >"$run_dir/launch.begun" || true
 if $bind && command -v taskset >/dev/null; then
   rank_cpus "$local_rank" "$local_size"
   [[ -z $REPLY ]] || command=(taskset -c "$REPLY" "${command[@]}")
@@ -65,14 +66,6 @@ must_end() {
     ! kill -0 "$PPID" 2>/dev/null
 }
 
-watch() {
-  trap '' TERM INT HUP USR1 USR2
-  while kill -0 "$child"; do
-    ! must_end || kill -KILL "$child"
-    sleep 1
-  done </dev/null >/dev/null 2>&1
-}
-
 tell() {
   # The first one wins: ln makes the name and fails where it is there. From a
   # machine without that folder the launcher reads it among what ranks say.
@@ -86,26 +79,26 @@ tell() {
   fi
 }
 
-told=false status=0 child=''
+told=false status=0 child='' pause=0.05
 trap 'told=true; kill -TERM "$child" 2>/dev/null || true' TERM USR1
 trap 'told=true; kill -INT "$child" 2>/dev/null || true' INT
 (trap - TERM INT USR1; exec "${command[@]}") </dev/null &
 child=$!
 ! $told || kill -TERM "$child" 2>/dev/null || true   # told before it began
-watch &
-watcher=$!
-disown "$watcher"   # bash tells of the end of others
-while wait "$child"; kill -0 "$child"; do :; done 2>/dev/null
-# Again, since a signal may have cut the last one short.
+# Without wait: where a signal comes as the program ends, bash may lose its
+# status, or wait for ever.
+while kill -0 "$child"; do
+  ! must_end || kill -KILL "$child"
+  sleep "$pause" || true   # a signal may end it
+  case $pause in 0.05) pause=0.2 ;; 0.2) pause=1 ;; esac
+done 2>/dev/null
 wait "$child" 2>/dev/null || status=$?
-kill -KILL "$watcher" 2>/dev/null || true
 # A signal is a cause, while a plain status may come of another rank's end; a
 # mistake that all find is rank 0's to tell.
 if ((status == 0)) || must_end; then
   :
 elif ((status <= 128)); then
-  (trap '' TERM INT HUP USR1
-    exec sleep $((status <= 2 && rank > 0 ? 3 : 1)))
+  (trap '' TERM INT USR1; exec sleep $((status <= 2 && rank > 0 ? 3 : 1)))
   tell "with status $status"
 elif ! $told || ((status != 143 && status != 130)); then
   tell "by signal $((status - 128))"

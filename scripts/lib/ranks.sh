@@ -16,6 +16,7 @@
 rank_launcher='' bind_cpus=true hosts='' network_interface='' remote_shell=ssh
 max_restarts=0 stop_seconds=60 stopped_status=0
 several=false ranks=1 starter=()
+start_seconds=${HOROVOD_START_TIMEOUT:-120}   # till the ranks are there
 
 rank_options() {
   options <<'END'
@@ -125,7 +126,8 @@ rank_starter() {
     export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$network_interface}
   fi
   if [[ $rank_launcher == horovodrun ]]; then
-    starter=("$horovodrun" --gloo -np "$ranks" -H "$list" --start-timeout 120)
+    starter=("$horovodrun" --gloo -np "$ranks" -H "$list" --start-timeout
+      "$start_seconds")
     [[ -z $network_interface ]] ||
       starter+=(--network-interfaces "$network_interface")
     # It imports TensorFlow to see what Horovod can do, and so says pages.
