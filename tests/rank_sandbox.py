@@ -125,7 +125,8 @@ def own_lines(err):
   """What the launcher itself said after the line on its run folder."""
   lines = [line.split(": ", 1)[1] for line in err.splitlines()
            if line.startswith("run_")]
-  (start,) = [i for i, line in enumerate(lines) if line.startswith("run folder")]
+  (start,) = [number for number, line in enumerate(lines)
+              if line.startswith("run folder")]
   return lines[start + 1:]
 
 

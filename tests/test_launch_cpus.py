@@ -33,7 +33,8 @@ class Machine:
       rows.append("echo '%d, GPU-%d, 0000%s'" % (index, index, bus.upper()))
       self.write(folder / "sys/bus/pci/devices" / bus / "numa_node", str(node))
     if gpus:
-      write_program(folder / "nvidia-smi", "#!/bin/sh\n" + "\n".join(rows) + "\n")
+      write_program(
+          folder / "nvidia-smi", "\n".join(["#!/bin/sh"] + rows) + "\n")
       del self.env["CUDA_VISIBLE_DEVICES"]
 
   @staticmethod

@@ -259,7 +259,7 @@ def test_restarts(ranks):
       os.uname().nodename)
   assert done.returncode == 0, done.stderr
   assert own_lines(done.stderr) == [
-      died, "restart 1 of 2 in 5 seconds", died, "restart 2 of 2 in 5 seconds"]
+      died, "restart 1 of 2 in 5 seconds", died, "restart 2 of 2 in 10 seconds"]
   assert (ranks.run_dir / "launch.done").exists()
   assert not (ranks.run_dir / "launch.failed").exists()
   assert "# restart 2 of 2" in ranks.log()

@@ -11,7 +11,7 @@
 # a wrong argument, 130 Ctrl-C, above 128 a signal; anything else is a crash.
 
 child='' interrupts=0 stops=0 early=false timer=''
-restart_pause=5    # seconds
+restart_pause=5    # seconds, doubled each time: a machine takes its time
 kill_pause=30      # from the end by force to SIGKILL: mpirun needs 20
 
 parent_of() {
@@ -209,6 +209,7 @@ run_to_end() {
     say_end "restart $restarts of $max_restarts in $restart_pause seconds" \
       true "$log"
     sleep "$restart_pause"
+    if ((restart_pause < 300)); then restart_pause=$((2 * restart_pause)); fi
   done
 }
 

@@ -14,7 +14,8 @@ read_hosts() {
   # The machines in file $1 into host_names, their ranks into host_slots.
   local line number=0
   local -A seen=()
-  local form='^([A-Za-z0-9][A-Za-z0-9._-]*)((:|[[:space:]]+slots=)([1-9][0-9]*))?$'
+  local form='^([A-Za-z0-9][A-Za-z0-9._-]*)((:|[[:space:]]+slots=)'
+  form+='([1-9][0-9]*))?$'
   [[ -f $1 && -r $1 ]] || usage_error "--hosts: cannot read the file $1"
   while IFS= read -r line || [[ -n $line ]]; do
     number=$((number + 1))

@@ -20,7 +20,7 @@ start_seconds=${HOROVOD_START_TIMEOUT:-120}   # till the ranks are there
 
 rank_options() {
   options <<'END'
-rank_launcher choice:mpirun|horovodrun? starts ranks; empty: mpirun if it is here
+rank_launcher choice:mpirun|horovodrun? starts ranks; empty: mpirun, if here
 bind_cpus flag keep each of several ranks to CPUs near its GPU
 hosts path? file of machines, NAME slots=RANKS a line; empty: this one
 network_interface text? interface between machines; empty: found by itself

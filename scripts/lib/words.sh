@@ -6,7 +6,8 @@
 
 note_failure() {
   # Line $1 is the first bad end: ranks and launcher find it in the run folder.
-  [[ -e $run_dir/launch.failed ]] || printf '%s\n' "$1" >"$run_dir/launch.failed"
+  local file=$run_dir/launch.failed
+  [[ -e $file ]] || printf '%s\n' "$1" >"$file"
 }
 
 mistake=''
@@ -42,8 +43,9 @@ mpirun_words() {
   dashes=${dashes// /-}
   while IFS= read -r line || [[ -n $line ]]; do
     if [[ $line == "$dashes" ]]; then
-      if $inside; then mpirun_message "$message"; inside=false; else inside=true; fi
+      ! $inside || mpirun_message "$message"
       message=''
+      if $inside; then inside=false; else inside=true; fi
     elif $inside; then
       message+=$line$'\n'
     elif [[ $line != 'mpirun: Forwarding signal '* ]]; then
@@ -55,7 +57,8 @@ mpirun_words() {
 
 horovodrun_words() {
   local line error=''
-  local own='^(Process ([0-9]+ exit with|name:) |Exit code: [0-9]|Terminating rem)'
+  local own='^(Process ([0-9]+ exit with|name:) |Exit code: [0-9]'
+  own+='|Terminating remaining)'
   while IFS= read -r line || [[ -n $line ]]; do
     if [[ $line =~ ^\[[0-9]+\]\<std(out|err)\>:(.*) ]]; then
       pass_on "${BASH_REMATCH[2]}"
