@@ -43,7 +43,7 @@ case $choice in
 esac
 if ((${#stacks[@]} == 0)); then stacks=(tf2); fi  # set-up tells what is amiss
 
-workers=$(nproc)
+workers=$(nproc 2>/dev/null) || workers=1
 workers=$((workers > 4 ? 4 : workers))
 
 # An own folder for each stack: pytest's cache holds what failed last.

@@ -63,6 +63,9 @@ class RankSite(Site):
     self.run_dir = self.home / "my run"
     # mpirun waits twice as long when a rank has died.
     self.env["OMPI_MCA_odls_base_sigkill_timeout"] = "1"
+    # Where an mpirun that is killed leaves files.
+    self.env["TMPDIR"] = str(folder / "t")
+    (folder / "t").mkdir()
     if starter == "horovodrun":
       write_program(folder / "bin" / "horovodrun", HOROVODRUN)
 

@@ -23,7 +23,8 @@ from rank_sandbox import RankSite
 from rank_sandbox import SAVES_BY_SIGNAL
 
 # Runs the command here; $SSH_DIR/HOST, where it is there, in its place. Its
-# words are kept as ssh's would be: joined by blanks, read by a shell.
+# words are kept as ssh's would be: joined by blanks, read by a shell. mpirun's
+# daemons need a folder each: in one they would remove each other's files.
 SSH = """#!/bin/bash
 echo "$*" >>"$SSH_DIR/log"
 while [[ $1 == -* ]]; do case $1 in -o) shift 2 ;; *) shift ;; esac; done
@@ -31,6 +32,8 @@ host=$1
 shift
 if [[ -x $SSH_DIR/$host ]]; then exec "$SSH_DIR/$host" "$*"; fi
 [[ $* == *orted* ]] || echo "welcome to $host"
+export TMPDIR=$SSH_DIR/t.$host
+mkdir -p "$TMPDIR"
 exec bash -c "$*"
 """
 

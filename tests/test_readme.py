@@ -52,6 +52,18 @@ NOT_RUN = {
         "BERT_MIRROR_SQUAD=http://mirror/squad bash scripts/data_download.sh "
         "squad",
         "bash scripts/data_download.sh --mirrors my_mirrors.conf"],
+    "it needs machines of your own": [
+        "bash scripts/run_pretraining.sh --hosts my_machines "
+        "--network_interface eth0 "
+        "--config scripts/configs/pretrain_dgxa100_fp16_phase1.conf",
+        "sbatch --nodes=4 scripts/run_pretraining.slurm "
+        "--config scripts/configs/pretrain_dgxa100_fp16_phase1.conf"],
+    "it needs a DGX A100": [
+        "bash scripts/run_pretraining.sh --run_dir results/my_phase_1 "
+        "--config scripts/configs/pretrain_dgxa100_fp16_phase1.conf",
+        "bash scripts/run_pretraining.sh --run_dir results/my_phase_2 "
+        "--config scripts/configs/pretrain_dgxa100_fp16_phase2.conf "
+        "--init_checkpoint results/my_phase_1"],
     "it needs several machines": [
         "mpirun -np 4 bash data/wikipedia_corpus/run_preprocessing.sh",
         "srun -N 4 bash data/wikipedia_corpus/run_preprocessing.sh",
