@@ -19,6 +19,7 @@ from rank_sandbox import finish
 from rank_sandbox import kill
 from rank_sandbox import needs_mpirun
 from rank_sandbox import own_lines
+from rank_sandbox import parent
 from rank_sandbox import RankSite
 from rank_sandbox import SAVES_BY_SIGNAL
 
@@ -234,11 +235,6 @@ def test_stop_on_two_machines(site):
   assert status == 0 and not site.left()
   assert own_lines(err) == [
       "stopped at step 7, checkpoint saved; the same command goes on"]
-
-
-def parent(process):
-  with open("/proc/%d/stat" % process) as stream:
-    return int(stream.read().rpartition(")")[2].split()[1])
 
 
 @needs_mpirun

@@ -25,6 +25,7 @@ from rank_sandbox import kill
 from rank_sandbox import needs_horovodrun
 from rank_sandbox import needs_mpirun
 from rank_sandbox import own_lines
+from rank_sandbox import parent
 from rank_sandbox import RankSite
 from rank_sandbox import SAVES_BY_FILE
 from rank_sandbox import SAVES_BY_SIGNAL
@@ -340,10 +341,7 @@ def test_interrupt_at_a_terminal(patient):
 def test_mpirun_is_killed(ranks):
   ranks.program("begun; wait_long")
   process, pids = ranks.two_started()
-  with open("/proc/%d/stat" % pids[0]) as stream:
-    script = int(stream.read().rpartition(")")[2].split()[1])
-  with open("/proc/%d/stat" % script) as stream:
-    kill(int(stream.read().rpartition(")")[2].split()[1]))
+  kill(parent(parent(pids[0])))   # program, rank.sh, mpirun
   status, _, err = finish(process)
   assert status == 137 and not ranks.left()
   assert own_lines(err) == [
