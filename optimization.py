@@ -104,10 +104,14 @@ class _DecayOptimizer(tf.train.Optimizer):
 
   SLOTS = ("adam_m", "adam_v")
 
-  def __init__(self, rate, weight_decay_rate, exclude_from_weight_decay, name):
+  def __init__(self, rate, weight_decay_rate, beta_1, beta_2, epsilon,
+               exclude_from_weight_decay, name):
     super(_DecayOptimizer, self).__init__(False, name)
     self.learning_rate = rate
     self.weight_decay_rate = weight_decay_rate
+    self.beta_1 = beta_1
+    self.beta_2 = beta_2
+    self.epsilon = epsilon
     self.exclude_from_weight_decay = exclude_from_weight_decay
     self._made_slots = {}
 
@@ -198,10 +202,8 @@ class AdamWeightDecayOptimizer(_DecayOptimizer):
       name: of the optimizer.
     """
     super(AdamWeightDecayOptimizer, self).__init__(
-        learning_rate, weight_decay_rate, exclude_from_weight_decay, name)
-    self.beta_1 = beta_1
-    self.beta_2 = beta_2
-    self.epsilon = epsilon
+        learning_rate, weight_decay_rate, beta_1, beta_2, epsilon,
+        exclude_from_weight_decay, name)
 
   def _direction(self, m, v, weight, name):
     direction = m / (tf.sqrt(v) + self.epsilon)
@@ -232,27 +234,17 @@ class LAMBOptimizer(_DecayOptimizer):
                exclude_from_weight_decay=None,
                exclude_from_layer_adaptation=None,
                name="LAMBOptimizer"):
-    """Keeps the arguments.
+    """Keeps the arguments: those of `AdamWeightDecayOptimizer`, and two.
 
     Args:
-      learning_rate: float or float32 scalar tensor.
       step: integer scalar tensor or int, the number of updates done before
         this one.
-      weight_decay_rate: float.
-      beta_1: float.
-      beta_2: float.
-      epsilon: float.
-      exclude_from_weight_decay: regular expressions searched in the variable's
-        name, or None.
       exclude_from_layer_adaptation: the same, for the ratio of norms; those
         of `exclude_from_weight_decay` when None.
-      name: of the optimizer.
     """
     super(LAMBOptimizer, self).__init__(
-        learning_rate, weight_decay_rate, exclude_from_weight_decay, name)
-    self.beta_1 = beta_1
-    self.beta_2 = beta_2
-    self.epsilon = epsilon
+        learning_rate, weight_decay_rate, beta_1, beta_2, epsilon,
+        exclude_from_weight_decay, name)
     self.exclude_from_layer_adaptation = (
         exclude_from_weight_decay if exclude_from_layer_adaptation is None
         else exclude_from_layer_adaptation)
@@ -505,26 +497,9 @@ def build_update(loss,
   unscale = 1.0 / scale.value if scale else 1.0
   norm *= unscale
   finite = _all_finite(window.loss, norm)
-  # Variables must not be made inside a branch.
-  optimizer.make_slots(variables)
-
-  def update():
-    factor = unscale * (clip_norm / tf.maximum(norm, clip_norm))
-    clipped = [(grad * factor, var)
-               for grad, var in zip(window.grads, variables)]
-    done = [optimizer.apply_gradients(clipped)]
-    if scale:
-      done.append(scale.grow())
-    with tf.control_dependencies(done):
-      advance = global_step.assign(step + 1).op
-    with tf.control_dependencies([advance]):
-      return tf.constant(True)
-
-  def skip():
-    with tf.control_dependencies([scale.shrink()] if scale else []):
-      return tf.constant(False)
-
-  train_op = tf.cond(finite, update, skip).op
+  factor = unscale * (clip_norm / tf.maximum(norm, clip_norm))
+  train_op = _update_if(finite, optimizer, list(zip(window.grads, variables)),
+                        factor, scale, lambda: global_step.assign(step + 1).op)
   if records is not None:
     counter, increment = records
     with tf.control_dependencies([train_op]):
@@ -532,6 +507,38 @@ def build_update(loss,
           increment, counter.dtype.base_dtype)).op
   return Update(train_op, rate, norm, finite, window.loss, window.sums,
                 scale.value if scale else None)
+
+
+def _update_if(finite, optimizer, pairs, factor, scale, advance):
+  """Returns the operation that updates all, or shrinks the scale alone.
+
+  Args:
+    finite: bool scalar tensor, which of the two.
+    optimizer: `_DecayOptimizer`.
+    pairs: [(gradient, variable)].
+    factor: float32 scalar tensor that clips and unscales the gradients.
+    scale: `LossScale` or None.
+    advance: function that returns the operation for the step, which comes
+      after all others.
+  """
+  # Variables must not be made inside a branch.
+  optimizer.make_slots([var for _, var in pairs])
+
+  def update():
+    done = [optimizer.apply_gradients(
+        [(grad * factor, var) for grad, var in pairs])]
+    if scale:
+      done.append(scale.grow())
+    with tf.control_dependencies(done):
+      last = advance()
+    with tf.control_dependencies([last]):
+      return tf.constant(True)
+
+  def skip():
+    with tf.control_dependencies([scale.shrink()] if scale else []):
+      return tf.constant(False)
+
+  return tf.cond(finite, update, skip).op
 
 
 def _exchanged(window, exchange):

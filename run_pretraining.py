@@ -224,11 +224,7 @@ def outputs_of(features, bert_config, is_training, options):
     is_training: bool, whether dropout is on.
     options: modeling.ModelOptions.
   """
-  model = modeling.BertModel(
-      config=bert_config, is_training=is_training,
-      input_ids=features["input_ids"], input_mask=features["input_mask"],
-      token_type_ids=features["segment_ids"],
-      use_one_hot_embeddings=False, options=options)
+  model = training.encoder(features, bert_config, is_training, options)
   return (masked_lm_outputs(bert_config, model.get_sequence_output(),
                             model.get_embedding_table(), features),
           next_sentence_outputs(bert_config, model.get_pooled_output(),

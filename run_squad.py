@@ -224,21 +224,9 @@ def span_loss_sum(start_logits, end_logits, features):
 
 
 def logits_of(features, bert_config, is_training, options):
-  """Returns `span_logits` of a batch.
-
-  Args:
-    features: dict of int32 `input_ids`, `input_mask`, `segment_ids`
-      [batch, seq].
-    bert_config: modeling.BertConfig.
-    is_training: bool, whether dropout is on.
-    options: modeling.ModelOptions.
-  """
-  model = modeling.BertModel(
-      config=bert_config, is_training=is_training,
-      input_ids=features["input_ids"], input_mask=features["input_mask"],
-      token_type_ids=features["segment_ids"], use_one_hot_embeddings=False,
-      options=options)
-  return span_logits(model.get_sequence_output())
+  """Returns `span_logits` of a batch; arguments as of `training.encoder`."""
+  return span_logits(training.encoder(
+      features, bert_config, is_training, options).get_sequence_output())
 
 
 def model_fn(features, labels, mode, params):

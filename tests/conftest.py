@@ -17,12 +17,15 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-  if config.getoption("--slow"):
-    return
-  skip = pytest.mark.skip(reason="takes minutes; run with --slow")
+  slow = pytest.mark.skip(reason="takes minutes; run with --slow")
+  earlier = os.environ.get("BERT_TESTED")  # of scripts/test.sh
+  again = pytest.mark.skip(
+      reason="of bash alone, and passed beside the tests of %s" % earlier)
   for item in items:
-    if "slow" in item.keywords:
-      item.add_marker(skip)
+    if item.get_closest_marker("slow") and not config.getoption("--slow"):
+      item.add_marker(slow)
+    if item.get_closest_marker("bash_alone") and earlier:
+      item.add_marker(again)
 
 
 @pytest.fixture(scope="session")

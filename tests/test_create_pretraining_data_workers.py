@@ -101,6 +101,12 @@ class TestWorkers(object):
 
   def test_killed_worker(self, root, folder, whole):
     process, worker = self.stalled(root, folder)
+    # The other worker goes on: what it finishes has to outlive the kill.
+    deadline = time.time() + 60
+    while not any(name.endswith(records.SETTINGS_SUFFIX)
+                  for name in names(folder.output_file)):
+      assert time.time() < deadline, "the other worker finishes no file"
+      time.sleep(0.01)
     os.kill(worker, signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     lines = errors.decode().strip().split("\n")

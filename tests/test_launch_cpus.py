@@ -10,6 +10,8 @@ from launcher_sandbox import write_program
 from rank_sandbox import needs_mpirun
 from rank_sandbox import RankSite
 
+pytestmark = pytest.mark.bash_alone
+
 SCRIPT = str(ROOT / "scripts/lib/rank.sh")
 
 

@@ -11,6 +11,8 @@ import pytest
 from launcher_sandbox import ROOT
 from launcher_sandbox import write_program
 
+pytestmark = pytest.mark.bash_alone
+
 SCONTROL = """#!/bin/bash
 echo "$*" >>"$PLACE/scontrol"
 case $* in

@@ -23,6 +23,8 @@ from launcher_sandbox import squad_golden
 from launcher_sandbox import STUB
 from launcher_sandbox import write_program
 
+pytestmark = pytest.mark.bash_alone
+
 
 def test_run_and_log(site):
   done = site.run("run_squad.sh")

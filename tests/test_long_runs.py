@@ -13,6 +13,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import runners
+from test_run_pretraining import CONFIG
 from test_run_pretraining import kill_when
 from test_run_pretraining import place  # pylint: disable=unused-import
 from test_run_pretraining import rows
@@ -33,6 +34,13 @@ def without_times(found):
 # LAMB, a window of several micro-batches, a loss scale, dropout.
 LONG = dict(optimizer_type="lamb", num_accumulation_steps=3, use_fp16=True,
             train_batch_size=4, num_train_steps=400, save_checkpoints_steps=50)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_layer(place):
+  """Most of the time of these runs is that of building their graphs."""
+  (place / "config.json").write_text(json.dumps(
+      dict(CONFIG, num_hidden_layers=1)))
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import pytest
 import processes
 import ranks
 import runners
+from test_long_runs import one_layer  # pylint: disable=unused-import
 from test_ranks import largest_difference
 from test_run_pretraining import place  # pylint: disable=unused-import
 from test_run_pretraining import PREDICTIONS

@@ -33,7 +33,7 @@ def place(tmp_path_factory):
           max_predictions_per_seq=10, dupe_factor=1)),
       check=True, stderr=subprocess.DEVNULL)
   config = json.loads((SAMPLE / "bert_config.json").read_text())
-  config.update(num_hidden_layers=2, hidden_size=32, num_attention_heads=2,
+  config.update(num_hidden_layers=1, hidden_size=32, num_attention_heads=2,
                 intermediate_size=64)
   (folder / "config.json").write_text(json.dumps(config))
   config.update(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)

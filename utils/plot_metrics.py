@@ -67,9 +67,12 @@ def draw(folders, tags, output):
   figure, panels = pyplot.subplots(
       1, len(tags), figsize=(5.2 * len(tags), 3.6), squeeze=False)
   for panel, tag in zip(panels[0], tags):
-    for folder, rows in runs:
+    for number, (folder, rows) in enumerate(runs):
+      # The first of several is wide: seen also where another one covers it.
+      wide = len(runs) > 1 and number == 0
       panel.plot(*zip(*points_of(folder, rows, tag)),
-                 label=os.path.basename(os.path.normpath(folder)))
+                 label=os.path.basename(os.path.normpath(folder)),
+                 linewidth=5 if wide else 1.5, alpha=0.4 if wide else 1)
     panel.set_xlabel("optimizer step")
     panel.set_ylabel(LABELS.get(tag, tag.replace("_", " ")))
     panel.grid(alpha=0.3)

@@ -22,7 +22,8 @@ def define_common(learning_rate, train_batch_size, max_seq_length):
       "train_batch_size", train_batch_size,
       "Sequences a training batch, for each rank and micro-batch.")
   _define_training()
-  flags.DEFINE_float("learning_rate", learning_rate, "Peak rate, for each rank.")
+  flags.DEFINE_float(
+      "learning_rate", learning_rate, "Peak rate, for each rank.")
   flags.DEFINE_integer(
       "max_seq_length", max_seq_length, "Word pieces of a sequence, with "
       "[CLS] and [SEP].")

@@ -29,6 +29,7 @@ class StopRequest(object):
   """
 
   def __init__(self, folder):
+    self._folder = folder
     self._path = os.path.join(folder, STOP_FILE)
     self._asked = False
     self._looked = 0
@@ -55,11 +56,19 @@ class StopRequest(object):
       self._asked = os.path.exists(self._path)
     return self._asked
 
+  def note(self, step):
+    """Leaves word of the stop for the launcher, in place of the request."""
+    with files.atomic_write(os.path.join(
+        self._folder, STOPPED_FILE)) as stream:
+      stream.write("step %d\n" % step)
+    if os.path.exists(self._path):
+      os.remove(self._path)
+
 
 class StopHook(tf.train.SessionRunHook):
   """Ends training at its last step, or once one of the ranks was asked.
 
-  All ranks end after the same step.
+  All ranks end after the same step. Comes after the hook that saves.
 
   Args:
     request: an entered `StopRequest`.
@@ -87,11 +96,7 @@ class StopHook(tf.train.SessionRunHook):
     if asked > 0 or step >= self._last_step:
       run_context.request_stop()
 
-
-def note_stop(folder, step):
-  """Leaves word of the stop for the launcher, in place of the request."""
-  with files.atomic_write(os.path.join(folder, STOPPED_FILE)) as stream:
-    stream.write("step %d\n" % step)
-  path = os.path.join(folder, STOP_FILE)
-  if os.path.exists(path):
-    os.remove(path)
+  def end(self, session):
+    # At once: closing the session may take longer than a launcher waits.
+    if self.has_stopped and replica.is_chief():
+      self._request.note(session.run(tf.train.get_global_step()))

@@ -20,8 +20,6 @@ from utils.errors import UserError
 from utils.logs import LOGGER
 
 RECORDS_CONSUMED = "records_consumed"
-# Keeps the mean of a batch without predictions finite, as published.
-_EPSILON = 1e-5
 BEST_FOLDER = "best"
 
 
@@ -49,6 +47,23 @@ def estimator(config, bert_config, model_fn, **params):
                                 config.seed, replica.thread_count(), settled),
       params=dict(params, config=config, bert_config=bert_config,
                   precision=settled))
+
+
+def encoder(features, bert_config, is_training, options):
+  """Returns the modeling.BertModel of a batch.
+
+  Args:
+    features: dict of int32 `input_ids`, `input_mask`, `segment_ids`
+      [batch, seq].
+    bert_config: modeling.BertConfig.
+    is_training: bool, whether dropout is on.
+    options: modeling.ModelOptions.
+  """
+  return modeling.BertModel(
+      config=bert_config, is_training=is_training,
+      input_ids=features["input_ids"], input_mask=features["input_mask"],
+      token_type_ids=features["segment_ids"], use_one_hot_embeddings=False,
+      options=options)
 
 
 def inference_options(params):
@@ -152,8 +167,7 @@ def loss_function(params, features, totals_of, weights):
             rank=replica.rank()),
         matmul_dtype=params["precision"].matmul_dtype)
     totals = totals_of(micro, options)
-    parts = {tag: total / (divisors[tag] + _EPSILON)
-             for tag, total in totals.items()}
+    parts = {tag: total / divisors[tag] for tag, total in totals.items()}
     return tf.add_n([parts[tag] for tag in sorted(parts)]), parts
   return loss_of
 
@@ -328,7 +342,8 @@ def train(config, bert_config, model_fn, total_steps, warmup_steps,
                   (make_batches, make_dataset, inspect))
       before, (prefix, step, consumed) = step, _newest(config)
       if run.stop_hook.has_stopped:
-        _stop(config, step, total_steps)
+        raise Stopped("stopped as asked at step %d of %d, checkpoint saved; "
+                      "the same command goes on" % (step, total_steps))
       if config.eval_every_steps and evaluate and step > before:
         _keep_best(config, prefix, step, evaluate())
   if replica.is_chief():
@@ -366,14 +381,6 @@ def _newest(config):
   return replica.from_chief((
       prefix, int(checkpoints.read_variable(prefix, "global_step")),
       int(checkpoints.read_variable(prefix, RECORDS_CONSUMED))))
-
-
-def _stop(config, step, total_steps):
-  """Raises Stopped, once the launcher can know of it."""
-  if replica.is_chief():
-    stopping.note_stop(config.output_dir, step)
-  raise Stopped("stopped as asked at step %d of %d, checkpoint saved; the same "
-                "command goes on" % (step, total_steps))
 
 
 def _keep_best(config, prefix, step, score):

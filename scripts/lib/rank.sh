@@ -68,15 +68,41 @@ must_end() {
 
 tell() {
   # The first one wins: ln makes the name and fails where it is there. From a
-  # machine without that folder the launcher reads it among what ranks say.
+  # machine without the launcher's folder it reads it among what ranks say; a
+  # file left in a folder of that machine's own would end the next start.
   local own=$run_dir/.launch.failed.$host.$$
   local line="rank $rank (host $host) ended $1"
-  if printf '%s\n' "$line" 2>/dev/null >"$own"; then
+  if [[ -e $run_dir/launch.hash ]] &&
+    printf '%s\n' "$line" 2>/dev/null >"$own"; then
     ln -- "$own" "$run_dir/launch.failed" 2>/dev/null || true
     rm -f -- "$own"
   else
     printf '%s\n' "$line" >&2
   fi
+}
+
+# Where mpirun listens, as lines of /proc/net/tcp have it: :ABCD|:1234.
+ports=$(grep -oE '[0-9.]:[0-9]+|\]:[0-9]+' <<<"${OMPI_MCA_orte_hnp_uri-}" |
+  awk -F: '{printf "%s:%04X", (NR > 1 ? "|" : ""), $2}') || ports=''
+
+unheard() {
+  # Whether mpirun's machine leaves unanswered what is sent to it: sent again 3
+  # times and more.
+  { cat /proc/net/tcp /proc/net/tcp6 || true; } | awk -v to="($ports)\$" '
+    $3 ~ to && $4 == "01" && $7 > "00000002" {found = 1} END {exit !found}'
+}
+
+watch_network() {
+  # Keep-alive tries idle connections only: where this machine is cut off with
+  # words on their way, the kernel would let orted wait for a quarter of an
+  # hour. In the background, since a look into the run folder may hang as well.
+  local silent=0
+  trap '' TERM INT HUP USR1 USR2
+  while kill -0 "$child"; do
+    if unheard; then silent=$((silent + 1)); else silent=0; fi
+    if ((silent >= 20)); then kill -KILL "$child"; kill -TERM "$PPID"; fi
+    sleep 1
+  done </dev/null >/dev/null 2>&1
 }
 
 told=false status=0 child='' pause=0.05
@@ -85,6 +111,7 @@ trap 'told=true; kill -INT "$child" 2>/dev/null || true' INT
 (trap - TERM INT USR1; exec "${command[@]}") </dev/null &
 child=$!
 ! $told || kill -TERM "$child" 2>/dev/null || true   # told before it began
+if [[ -n $ports ]]; then watch_network & disown; fi
 # Without wait: where a signal comes as the program ends, bash may lose its
 # status, or wait for ever.
 while kill -0 "$child"; do
@@ -103,10 +130,4 @@ elif ((status <= 128)); then
 elif ! $told || ((status != 143 && status != 130)); then
   tell "by signal $((status - 128))"
 fi
-# Where this machine was cut off with words on their way to mpirun, the kernel
-# lets its daemon wait for a quarter of an hour.
-if [[ -s $run_dir/launch.failed && $(</proc/$PPID/comm) == orted &&
-  $(<"$run_dir/launch.failed") == "host $host does not answer"* ]]; then
-  kill -KILL "$PPID"
-fi 2>/dev/null
 exit "$status"
