@@ -7,10 +7,9 @@
 #
 # Sets up first (scripts/setup.sh --with_tests). Expect some ten minutes a stack
 # on two cores; the stacks run in turn, since both use all cores: a test file on
-# each and one more, since some wait, up to four (-n 0 after the options runs one
-# file after the other). Tests in which no Python of a stack takes part are run
-# once. A closing table tells how each stack went; the exit status is 0 if all of
-# them passed.
+# each, up to four (-n 0 after the options runs one file after the other). What
+# depends on no stack is tested once. A closing table tells how each stack went;
+# the exit status is 0 if all of them passed.
 set -euo pipefail
 
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -46,7 +45,7 @@ esac
 if ((${#stacks[@]} == 0)); then stacks=(tf2); fi  # set-up tells what is amiss
 
 workers=$(nproc 2>/dev/null) || workers=1
-workers=$((workers >= 4 ? 4 : workers + 1))
+workers=$((workers > 4 ? 4 : workers))
 
 # An own folder for each stack: pytest's cache holds what failed last.
 run_tests() {
@@ -65,7 +64,7 @@ for stack in "${stacks[@]}"; do
   run_tests "$stack" || status=$?
   if ((status == 0)); then
     passed=1 result=passed
-    export BERT_TESTED=$stack  # tests of bash alone are not run again
+    export BERT_TESTED=$stack  # what depends on no stack is done
   elif [[ $choice == all ]] && ! find_python "$stack" > /dev/null; then
     result="left out: its Python could not be fetched"
   else

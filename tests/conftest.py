@@ -9,6 +9,11 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Files that take a minute and more, the longest first.
+_LONGEST = ["tests/test_%s.py" % name for name in (
+    "run_pretraining", "long_runs", "readme", "rank_kills", "ranks", "setup",
+    "two_stacks", "preprocessing", "kills", "ranks_squad", "run_squad",
+    "full_disk", "checkpoints")]
 
 
 def pytest_addoption(parser):
@@ -20,12 +25,34 @@ def pytest_collection_modifyitems(config, items):
   slow = pytest.mark.skip(reason="takes minutes; run with --slow")
   earlier = os.environ.get("BERT_TESTED")  # of scripts/test.sh
   again = pytest.mark.skip(
-      reason="of bash alone, and passed beside the tests of %s" % earlier)
+      reason="depends on no stack, and passed beside the tests of %s" % earlier)
   for item in items:
     if item.get_closest_marker("slow") and not config.getoption("--slow"):
       item.add_marker(slow)
-    if item.get_closest_marker("bash_alone") and earlier:
+    if item.get_closest_marker("once") and earlier:
       item.add_marker(again)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+  """Long files first, so that no worker is left alone with one at the end.
+
+  By itself --dist loadfile begins with the files that have most tests.
+  """
+  from xdist.scheduler import LoadFileScheduling
+
+  class LongestFirst(LoadFileScheduling):
+
+    def _assign_work_unit(self, node):
+      for name in _LONGEST:
+        if name in self.workqueue:
+          self.workqueue.move_to_end(name, last=False)
+          break
+      super(LongestFirst, self)._assign_work_unit(node)
+
+  if config.getvalue("dist") == "loadfile":
+    return LongestFirst(config, log)
+  return None
 
 
 @pytest.fixture(scope="session")

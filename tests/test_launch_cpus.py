@@ -10,7 +10,7 @@ from launcher_sandbox import write_program
 from rank_sandbox import needs_mpirun
 from rank_sandbox import RankSite
 
-pytestmark = pytest.mark.bash_alone
+pytestmark = pytest.mark.once
 
 SCRIPT = str(ROOT / "scripts/lib/rank.sh")
 

@@ -11,7 +11,7 @@ import pytest
 from launcher_sandbox import ROOT
 from launcher_sandbox import write_program
 
-pytestmark = pytest.mark.bash_alone
+pytestmark = pytest.mark.once
 
 SCONTROL = """#!/bin/bash
 echo "$*" >>"$PLACE/scontrol"

@@ -23,7 +23,7 @@ from launcher_sandbox import squad_golden
 from launcher_sandbox import STUB
 from launcher_sandbox import write_program
 
-pytestmark = pytest.mark.bash_alone
+pytestmark = pytest.mark.once
 
 
 def test_run_and_log(site):

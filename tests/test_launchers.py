@@ -28,7 +28,7 @@ from launcher_sandbox import squad_golden
 from launcher_sandbox import without_output
 from launcher_sandbox import write_program
 
-pytestmark = pytest.mark.bash_alone
+pytestmark = pytest.mark.once
 
 
 # --- command lines -----------------------------------------------------------

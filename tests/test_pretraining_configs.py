@@ -11,7 +11,7 @@ from launcher_sandbox import ROOT
 from launcher_sandbox import Site
 from launcher_sandbox import write_program
 
-pytestmark = pytest.mark.bash_alone
+pytestmark = pytest.mark.once
 
 CONFIGS = sorted((ROOT / "scripts" / "configs").glob("*.conf"))
 PHASES = [path for path in CONFIGS if "_cpu_" not in path.name]
