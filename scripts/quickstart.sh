@@ -3,7 +3,7 @@
 #
 #   bash scripts/quickstart.sh [--stack tf1|tf2] [--run_dir FOLDER] [--fresh]
 #
-# Sets up first (minutes the first time, a second later), then three to five
+# Sets up first (minutes the first time, a second later), then four to seven
 # minutes on two cores: text, shards, TFRecords, pre-training of a small BERT,
 # fine-tuning on questions, prediction, scores. It may be run again or go on
 # after Ctrl-C or a kill: what is trained stays trained, unless --fresh. All

@@ -219,6 +219,26 @@ def test_status_of_a_rank(ranks, code, rank, shown):
   assert not ranks.left()
 
 
+@pytest.mark.parametrize("has_folder", [True, False])
+def test_mpirun_hears_only_of_ends_that_the_launcher_cannot_read(
+    tmp_path, has_folder):
+  """After a status that is not 0 mpirun takes 20 seconds to end."""
+  if has_folder:
+    (tmp_path / "launch.hash").write_text("x")
+  done = subprocess.run(
+      ["bash", str(ROOT / "scripts/lib/rank.sh"), str(tmp_path), "false",
+       "bash", "-c", "exit 3"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      universal_newlines=True)
+  line = "rank 0 (host %s) ended with status 3\n" % os.uname().nodename
+  failed = tmp_path / "launch.failed"
+  if has_folder:
+    assert (done.returncode, done.stderr) == (0, "")
+    assert failed.read_text() == line
+  else:
+    assert (done.returncode, done.stderr) == (3, line)
+    assert not failed.exists()
+
+
 @needs_mpirun
 def test_mistake_that_all_ranks_find(ranks):
   ranks.program("echo 'ERROR: no such file' >&2; exit 1")
