@@ -153,6 +153,17 @@ def test_folder_of_a_living_run_is_left_alone(site, words):
   assert site.run("run_squad.sh", *words).returncode == 0
 
 
+def test_one_that_is_about_to_be_gone_is_waited_for(site):
+  """After a kill -9 the kernel takes a moment to let go of a lock."""
+  site.run("run_squad.sh", env={"STUB_STATUS": "1"})
+  (folder,) = site.runs()
+  with subprocess.Popen(["flock", str(folder / ".lock"), "sh", "-c",
+                         "echo held; exec sleep 0.7"],
+                        stdout=subprocess.PIPE) as holder:
+    assert holder.stdout.readline() == b"held\n"
+    assert site.run("run_squad.sh").returncode == 0
+
+
 def test_second_start_before_the_program_has_its_lock(site):
   process = started(site)
   (folder,) = site.runs()

@@ -69,10 +69,11 @@ hold_run_dir() {
 
 is_free() {
   # Whether nobody holds $1, a file or a descriptor; the latter is then held.
-  # 75 says that somebody does: a file system without locks is no reason to end.
+  # Waits 2 seconds for a holder that was killed and is not gone yet. 75 says
+  # that somebody does: a file system without locks is no reason to end.
   local status=0
   if [[ $1 == /* ]]; then set -- "$1" true; fi
-  flock -n -E 75 "$@" 2>/dev/null || status=$?
+  flock -w 2 -E 75 "$@" 2>/dev/null || status=$?
   ((status != 75))
 }
 
