@@ -312,7 +312,9 @@ def _global_norm(grads):
   that it clips by a slightly different norm. Not finite where a value is not,
   or where the sum of squares leaves float32.
   """
-  return tf.sqrt(2.0 * tf.add_n([tf.nn.l2_loss(grad) for grad in grads]))
+  # Not tf.add_n, which beside a loop adds up in the order of arrival.
+  return tf.sqrt(2.0 * tf.reduce_sum(tf.stack(
+      [tf.nn.l2_loss(grad) for grad in grads])))
 
 
 def _all_finite(*scalars):

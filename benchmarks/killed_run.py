@@ -112,12 +112,15 @@ def main():
       run_and_kill(folder, kills, options.arguments)
   plot_metrics.draw([str(folder) for folder in folders], LOSSES,
                     str(results / "killed_run.png"))
-  rows = [[row for row in metrics.read_metrics(str(folder / "metrics.jsonl"))
-           if row["kind"] == "train"] for folder in folders]
-  print("steps logged: %d and %d" % tuple(map(len, rows)))
+  rows = [{row["step"]: row
+           for row in metrics.read_metrics(str(folder / "metrics.jsonl"))
+           if row["kind"] == "train"} for folder in folders]
+  # The first step after a start is logged as well.
+  assert set(rows[0]) <= set(rows[1])
   for tag in LOSSES:
-    print("%s: largest difference of a logged step %.2g" % (
-        tag, max(abs(a[tag] - b[tag]) for a, b in zip(*rows))))
+    print("%s: largest difference at %d logged steps %.2g" % (
+        tag, len(rows[0]), max(abs(row[tag] - rows[1][step][tag])
+                               for step, row in rows[0].items())))
   print("final weights differ by %.2g of the largest" %
         largest_difference(*folders))
 
