@@ -312,7 +312,8 @@ def _global_norm(grads):
   that it clips by a slightly different norm. Not finite where a value is not,
   or where the sum of squares leaves float32.
   """
-  # Not tf.add_n, which beside a loop adds up in the order of arrival.
+  # Not tf.add_n, which the framework's memory optimizer may turn into additions
+  # in the order of arrival (utils/session.py switches it off).
   return tf.sqrt(2.0 * tf.reduce_sum(tf.stack(
       [tf.nn.l2_loss(grad) for grad in grads])))
 

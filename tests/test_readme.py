@@ -100,6 +100,17 @@ NOT_RUN = {
         "--train_batch_size 32 --learning_rate 1e-3 --train_steps 300 "
         "--warmup_steps 30 --save_checkpoint_steps 100 --max_eval_steps 50 "
         "-- --log_every_steps=10"],
+    "it times two processes for minutes": [
+        "mpirun -np 2 python benchmarks/bench_exchange.py --batch 4 --rounds 3 "
+        "--steps 1"],
+    "it needs the records of the dump and the books": [
+        "python benchmarks/killed_run.py --results results/killed --kills "
+        "90,180 -- --stack tf2 --num_gpus 2 --bert_model small "
+        "--optimizer_type lamb --num_accumulation_steps 4 --train_batch_size 2 "
+        "--learning_rate 1e-3 --train_steps 240 --warmup_steps 30 "
+        "--save_checkpoint_steps 40 --max_seq_length 128 "
+        "--max_predictions_per_seq 20 --do_eval false --seed 1 -- "
+        "--log_every_steps=4"],
     "it takes many minutes": ["bash scripts/test.sh --slow"],
 }
 # Files that the dry runs name beside the sample's: a model's folder, a run's,

@@ -3,12 +3,15 @@
 import types
 
 import numpy as np
+import pytest
 import tensorflow.compat.v1 as tf
 
+import modeling
 import optimization
 import run_pretraining
 from utils import precision
 from utils import replica
+from utils import session as sessions
 from utils import stack
 from utils import training
 
@@ -112,3 +115,51 @@ def test_update_of_a_loss_function_reports_its_parts():
   with tf.Session() as session:
     session.run(tf.global_variables_initializer())
     assert session.run([window.loss, window.sums["a"]]) == [1.0, 1.0]
+
+
+def sums_in_order_of_arrival(session_config):
+  """Returns how many an update of a model with a large vocabulary has."""
+  config = modeling.BertConfig(
+      vocab_size=30522, hidden_size=256, num_hidden_layers=1,
+      num_attention_heads=4, intermediate_size=1024,
+      max_position_embeddings=512)
+
+  def loss_of(number):
+    features = {name: tf.ones([2, length], tf.int32) for name, length in (
+        ("input_ids", 32), ("input_mask", 32), ("segment_ids", 32),
+        ("masked_lm_positions", 4), ("masked_lm_ids", 4),
+        ("next_sentence_labels", 1))}
+    features["masked_lm_weights"] = tf.ones([2, 4])
+    mlm, nsp = run_pretraining.outputs_of(
+        features, config, True, modeling.ModelOptions(
+            dropout_key=modeling.DropoutKey(
+                1, tf.train.get_or_create_global_step(), number)))
+    return tf.reduce_sum(mlm.losses) + tf.reduce_sum(nsp.losses), {}
+
+  with tf.Graph().as_default(), tf.Session(config=session_config) as session:
+    update = optimization.build_update(
+        loss_of, 0.0, 10, 1, num_accumulation_steps=2, optimizer_type="lamb")
+    session.run(tf.global_variables_initializer())
+    metadata = tf.RunMetadata()
+    session.run(update.train_op, run_metadata=metadata, options=tf.RunOptions(
+        output_partition_graphs=True))
+  return sum(node.op == "TemporaryVariable"
+             for graph in metadata.partition_graphs for node in graph.node)
+
+
+@pytest.fixture
+def session_config(tmp_path):
+  return sessions.run_config(
+      str(tmp_path), 1, 1, params(1)["precision"]).session_config
+
+
+def test_memory_optimizer_is_off(session_config):
+  rewrites = session_config.graph_options.rewrite_options
+  assert rewrites.memory_optimization == rewrites.NO_MEM_OPT
+
+
+@pytest.mark.slow
+def test_no_sum_depends_on_the_order_in_which_its_terms_arrive(session_config):
+  """So does that of the embeddings, with the framework's own settings."""
+  assert sums_in_order_of_arrival(tf.ConfigProto())
+  assert not sums_in_order_of_arrival(session_config)

@@ -3,6 +3,7 @@
 import ctypes
 
 import tensorflow.compat.v1 as tf
+from tensorflow.core.protobuf import rewriter_config_pb2
 
 from utils import precision
 from utils import replica
@@ -45,6 +46,9 @@ def run_config(output_dir, seed, threads, settled):
       inter_op_parallelism_threads=threads,
       allow_soft_placement=True)
   config.gpu_options.allow_growth = True
+  # It has sums of many terms added up as they arrive: other bits in each run.
+  config.graph_options.rewrite_options.memory_optimization = (
+      rewriter_config_pb2.RewriterConfig.NO_MEM_OPT)
   if replica.size() > 1:
     config.gpu_options.visible_device_list = str(replica.local_rank())
   precision.apply(settled, config)

@@ -130,7 +130,7 @@ elif ((status <= 128)); then
 elif ! $told || ((status != 143 && status != 130)); then
   tell "by signal $((status - 128))"
 fi
-# After any other status mpirun takes 20 seconds to end; the launcher has it from
-# that file.
+# After any other status mpirun takes 20 seconds to end; the launcher has it
+# from that file.
 [[ ! -s $run_dir/launch.failed ]] || exit 0
 exit "$status"
