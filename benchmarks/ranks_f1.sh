@@ -32,7 +32,7 @@ done
 
 for seed in ${value[seeds]}; do
   for ranks in 1 2; do
-    rate=$(python3 -c "print(${value[rate]} / $ranks)")
+    rate=$(awk "BEGIN {print ${value[rate]} / $ranks}")
     bash "$root/scripts/run_squad.sh" --num_gpus "$ranks" --seed "$seed" \
       --batch_size $((value[batch] / ranks)) --learning_rate "$rate" \
       --bert_model "${value[bert_model]}" --train_file "${value[train_file]}" \

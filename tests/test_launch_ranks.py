@@ -240,6 +240,17 @@ def test_mpirun_hears_only_of_ends_that_the_launcher_cannot_read(
 
 
 @needs_mpirun
+def test_a_lost_machine_is_a_crash_though_no_rank_ends_badly(ranks):
+  ranks.program("echo 'host beta does not answer any more' "
+                ">\"$run/launch.failed\"; exit 0")
+  done = ranks.two()
+  assert done.returncode == 70
+  line, = own_lines(done.stderr)
+  assert line == ("host beta does not answer any more; the same command goes "
+                  "on")
+
+
+@needs_mpirun
 def test_mistake_that_all_ranks_find(ranks):
   ranks.program("echo 'ERROR: no such file' >&2; exit 1")
   done = ranks.two("--max_restarts=1")

@@ -147,7 +147,7 @@ judge_end() {
     case $failed in
       *' by signal '*) exit_status=$((128 + ${failed##* })) ;;
       *' with status '*) exit_status=${failed##* } ;;
-      *) exit_status=$((exit_status ? exit_status : 1)) ;;
+      *) exit_status=$((exit_status ? exit_status : 70)) ;;
     esac
   fi
   if [[ -e $run_dir/launch.stopped && -z $failed ]] &&
