@@ -72,10 +72,11 @@ choose_stack() {
   fi
 }
 
-# One set-up a stack at a time; a second one waits and then finds it done.
+# One set-up a stack at a time; a second one waits and then finds it done. The
+# children of one that was ended just now hold the lock for a moment more.
 take_lock() {
   exec 9> "$venv_root/$stack.lock"
-  if have flock && ! flock -n 9; then
+  if have flock && ! flock -w 2 9; then
     say "another set-up is running; waiting for it"
     flock 9
   fi
