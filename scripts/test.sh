@@ -8,8 +8,8 @@
 # Sets up first (scripts/setup.sh --with_tests). Expect some ten minutes a stack
 # on two cores; the stacks run in turn, since both use all cores: a test file on
 # each, up to four (-n 0 after the options runs one file after the other). What
-# depends on no stack is tested once. A closing table tells how each stack went;
-# the exit status is 0 if all of them passed.
+# would show the same on both is tested once. A closing table tells how each
+# stack went; the exit status is 0 if all of them passed.
 set -euo pipefail
 
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -64,7 +64,7 @@ for stack in "${stacks[@]}"; do
   run_tests "$stack" || status=$?
   if ((status == 0)); then
     passed=1 result=passed
-    export BERT_TESTED=$stack  # what depends on no stack is done
+    export BERT_TESTED=$stack  # what shows the same on both is done
   elif [[ $choice == all ]] && ! find_python "$stack" > /dev/null; then
     result="left out: its Python could not be fetched"
   else

@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(config, items):
   slow = pytest.mark.skip(reason="takes minutes; run with --slow")
   earlier = os.environ.get("BERT_TESTED")  # of scripts/test.sh
   again = pytest.mark.skip(
-      reason="depends on no stack, and passed beside the tests of %s" % earlier)
+      reason="shows the same on both stacks; %s had it" % earlier)
   for item in items:
     if item.get_closest_marker("slow") and not config.getoption("--slow"):
       item.add_marker(slow)

@@ -14,6 +14,9 @@ import pytest
 
 from utils import records
 
+# The stages have tests of their own, on both stacks.
+pytestmark = pytest.mark.once
+
 TITLES = ["Rain", "Bread", "Clay", "Salt", "Iron", "Wool", "Glass", "Ink"]
 
 

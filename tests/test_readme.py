@@ -28,6 +28,8 @@ from readme_page import commands
 from readme_page import names
 from readme_page import rows
 
+# Its examples are of the default stack; what they do is tested on both.
+pytestmark = pytest.mark.once
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Environment of the stack that runs this test: <folder>/<stack>/bin/python.
 VENV = pathlib.Path(sys.prefix)

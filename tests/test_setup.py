@@ -27,6 +27,9 @@ from setup_sandbox import STACK
 from setup_sandbox import TENSORFLOW
 from setup_sandbox import VERSION
 
+# scripts/test.sh itself sets up both stacks.
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(name="made", scope="module")
 def _made(tmp_path_factory):

@@ -315,6 +315,7 @@ def nccl_built(): return False
 """
 
 
+@pytest.mark.once
 def test_failed_horovod_is_tried_again_later(tmp_path, bare_path):
   for tool in BUILD_TOOLS:
     put_tool(bare_path, tool)
