@@ -13,10 +13,12 @@ set -euo pipefail
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 declare -A value=([seeds]="1 2 3" [batch]=16 [rate]=1e-4
   [results]=results/ranks_f1 [bert_model]='' [train_file]='' [predict_file]='')
+usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 while (($#)) && [[ $1 != -- ]]; do
   name=${1#--}
+  if [[ $1 == --help ]]; then usage && exit; fi
   if [[ $1 != --?* || -z ${value[$name]+known} || -z ${2-} ]]; then
-    sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+    usage >&2
     exit 2
   fi
   value[$name]=$2
