@@ -36,8 +36,12 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def scores_of(folder):
-  return json.loads((folder / "scores.json").read_text())
+def read(folder, name):
+  path = folder / name
+  if not path.is_file():
+    sys.exit("bf16_f1.py: no %s: give folders of finished runs of run_squad.py"
+             % path)
+  return json.loads(path.read_text())
 
 
 def main():
@@ -46,18 +50,21 @@ def main():
     sys.exit(__doc__.strip())
   lines, differences = [], []
   for folder in folders:
+    float32 = read(folder, "scores.json")
     other = folder.with_name(folder.name + "_bf16")
     if not (other / "scores.json").exists():
-      recorded = json.loads((folder / "config.json").read_text())
-      command = [word for word in recorded["command"]
+      command = [word for word in read(folder, "config.json")["command"]
                  if not word.startswith("--output_dir=")]
       other.mkdir(exist_ok=True)
       with (other / "output.log").open("a") as log:
-        subprocess.run(
+        status = subprocess.call(
             [sys.executable, "-c", _WITH_CASTS.format(root=str(ROOT))] +
             command + ["--output_dir=%s" % other, "--use_bf16=true"],
-            check=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    float32, bfloat16 = scores_of(folder), scores_of(other)
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+      if status:
+        sys.exit("bf16_f1.py: %s ended with status %d: see %s" % (
+            other, status, log.name))
+    bfloat16 = read(other, "scores.json")
     differences.append(bfloat16["f1"] - float32["f1"])
     lines.append(
         "%s: float32 F1 %.2f, exact match %.2f; bfloat16 F1 %.2f, exact match "

@@ -9,7 +9,6 @@ same questions.
 """
 
 import argparse
-import json
 import pathlib
 import sys
 
@@ -17,7 +16,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 # pylint: disable=wrong-import-position
 import tokenization
+from utils import errors
 from utils import files
+from utils import squad_data
+from utils.errors import UserError
 
 
 def fitting(dataset, tokenizer, length):
@@ -54,10 +56,16 @@ def main():
   parser.add_argument("--questions", type=int, required=True)
   parser.add_argument("--output", required=True)
   options = parser.parse_args()
-  dataset = json.loads(pathlib.Path(options.squad_file).read_text("utf-8"))
-  found = fitting(dataset, tokenization.FullTokenizer(options.vocab_file),
+  squad_data.read_squad(options.squad_file)  # refuses what is none
+  dataset = files.read_json(options.squad_file, "--squad_file")
+  found = fitting(dataset, tokenization.FullTokenizer(
+      files.require_file(options.vocab_file, "vocab_file")),
                   options.max_seq_length)
   count = min(options.questions, len(found))
+  if count < 1:
+    raise UserError("--questions=%d of the %d that fit into --max_seq_length="
+                    "%d: none is left" % (options.questions, len(found),
+                                          options.max_seq_length))
   chosen = {found[i * len(found) // count] for i in range(count)}
   files.write_json(options.output, only(dataset, chosen))
   print("%s: %d questions of %d that fit" % (
@@ -65,4 +73,4 @@ def main():
 
 
 if __name__ == "__main__":
-  main()
+  errors.guard(main)

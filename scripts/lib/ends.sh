@@ -147,6 +147,7 @@ judge_end() {
     case $failed in
       *' by signal '*) exit_status=$((128 + ${failed##* })) ;;
       *' with status '*) exit_status=${failed##* } ;;
+      # A lost machine: mpirun may end well. 70 is sysexits' EX_SOFTWARE.
       *) exit_status=$((exit_status ? exit_status : 70)) ;;
     esac
   fi
