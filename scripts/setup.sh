@@ -17,6 +17,8 @@ source "$root/scripts/setup/python.sh"
 source "$root/scripts/setup/install.sh"
 # shellcheck source=scripts/setup/horovod.sh
 source "$root/scripts/setup/horovod.sh"
+# shellcheck source=scripts/setup/kernels.sh
+source "$root/scripts/setup/kernels.sh"
 
 usage() {
   cat <<'END'
@@ -127,16 +129,18 @@ replace_environment() {
 
 # Brings the environment to what is asked for, doing no more than is needed.
 bring_up() {
-  local fault='' tests build=no
+  local fault='' tests build=no kernels=no library
   if [[ -d $venv ]]; then
     fault=$(environment_fault)
     [[ -z $fault ]] || say "the environment $fault; making it anew"
   fi
   [[ -d $venv && -z $fault ]] || replace_environment
   tests=$(stamped tests)
+  library=$(stamped library)
   if horovod_due; then build=yes; fi
+  if kernels_due; then kernels=yes; fi
   if [[ -f $stamp ]]; then
-    if [[ $build == no ]] &&
+    if [[ $build$kernels == nono ]] &&
       [[ $with_tests == no || $tests == "$(tests_key)" ]]; then return; fi
     trap put_back EXIT
     mv -- "$stamp" "$stamp.old"
@@ -149,7 +153,8 @@ bring_up() {
     install_horovod \
       "$(pins "$(requirements_file)" | grep -E '^tensorflow(-[cg]pu)?==')"
   fi
-  write_stamp "${tests:-no}"
+  if [[ $kernels == yes ]]; then build_kernels; fi
+  write_stamp "${tests:-no}" "$library"
   trap - EXIT
   rm -rf -- "$venv.old" "$stamp.old"
 }

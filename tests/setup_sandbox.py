@@ -51,6 +51,19 @@ def write_wheel(folder, name, version, files):
       wheel.writestr(member, text)
 
 
+# Stands for fused_ops/build.py: notes its calls, fails with a broken compiler.
+BUILD = """import os, pathlib, sys
+folder = pathlib.Path(__file__).resolve().parent / "build"
+folder.mkdir(exist_ok=True)
+with open(str(folder / "calls"), "a") as stream:
+  stream.write("x")
+if os.environ.get("CXX") == "broken":
+  sys.exit("fused_ops: not built: broken failed (see x.log)")
+(folder / "lib.so").write_text("")
+print(folder / "lib.so")
+"""
+
+
 class Checkout:
   """A copy of the set-up scripts with short lists and stand-in packages."""
 
@@ -82,6 +95,14 @@ class Checkout:
         HOME=str(folder / "home"), BERT_BASE_PYTHON=BASE_PYTHON,
         PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheels),
         PIP_LOG=str(self.pip_log))
+
+  def write_kernels(self):
+    """Adds sources and a stand-in build to fused_ops; returns its folder."""
+    folder = self.root / "fused_ops"
+    (folder / "kernels").mkdir(parents=True)
+    (folder / "kernels" / "x.cc").write_text("int one;\n")
+    (folder / "build.py").write_text(BUILD)
+    return folder
 
   def write_lists(self, text):
     for name in LISTS[:2]:

@@ -146,6 +146,49 @@ def test_damage_is_noticed(made):
   assert run(*check)[0] == 0
 
 
+@pytest.fixture(name="kernels")
+def _kernels(made):
+  """The folder of kernels in `made`, with nothing built."""
+  folder = made.write_kernels()
+  yield folder
+  shutil.rmtree(str(folder))
+
+
+def calls(kernels):
+  """Returns how often the kernels' build was started."""
+  return len((kernels / "build" / "calls").read_text())
+
+
+def test_kernels_are_built_once(made, kernels):
+  before = made.venv.stat().st_ino
+  status, out, _ = made.setup(CXX="")
+  assert status == 0 and "kernels of fused_ops" in out
+  assert "ready" in one_line(made.setup(CXX="")[1]) and calls(kernels) == 1
+  (kernels / "kernels" / "x.cc").write_text("int two;\n")
+  assert "kernels of fused_ops" in made.setup(CXX="")[1]
+  assert calls(kernels) == 2
+  (kernels / "build" / "lib.so").unlink()
+  assert made.setup(CXX="")[0] == 0
+  assert (kernels / "build" / "lib.so").exists() and calls(kernels) == 3
+  assert "ready" in one_line(made.setup(CXX="")[1])
+  assert made.venv.stat().st_ino == before
+
+
+def test_kernels_that_cannot_be_built_are_one_line(made, kernels):
+  status, out, err = made.setup(CXX="broken")
+  assert (status, err) == (0, "")
+  assert "ready" in out.splitlines()[-1]
+  line, = [line for line in out.splitlines() if "not built" in line]
+  assert line == (
+      "setup %s: fused_ops: not built: broken failed (see x.log); the "
+      "framework's own operations do the same, slower" % STACK)
+  # Not tried again before something has changed: here there is a compiler.
+  assert "ready" in one_line(made.setup(CXX="broken")[1])
+  assert calls(kernels) == 1
+  status, out, _ = made.setup(CXX="")
+  assert status == 0 and "not built" not in out and calls(kernels) == 2
+
+
 def test_broken_environment_is_made_anew(made):
   shutil.rmtree(str(next(made.venv.glob("lib/*/site-packages/tensorflow"))))
   status, out, _ = made.setup()

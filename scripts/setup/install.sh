@@ -116,6 +116,7 @@ write_stamp() {
   {
     printf 'key %s\nflavour %s\n' "$(environment_key)" "$flavour"
     printf 'tests %s\ntools %s\n' "$1" "$(build_tools)"
+    printf 'kernels %s\nlibrary %s\n' "$(kernels_key)" "$2"
     printf '%s\n' "$found"
     "$venv/bin/python" -I "$root/scripts/setup/environment.py" packages
   } > "$stamp.new"

@@ -1,0 +1,1 @@
+"""What the encoder's element-wise work and attention are made of."""

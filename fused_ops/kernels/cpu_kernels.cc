@@ -1,0 +1,587 @@
+// See cpu_kernels.h. Compiled once a kind of processor: BERT_KERNELS is the name
+// of the table, BERT_WIDTH the number of floats in its registers.
+//
+// The loops are plain: the compiler turns them into what its -m flags allow. It
+// may reorder sums (-fassociative-math), but has to keep NaN and infinity, by
+// which a bad update is known. All is in an unnamed namespace: what was compiled
+// with other flags must never be linked in its place.
+
+#include "fused_ops/kernels/cpu_kernels.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace bert {
+namespace {
+
+// Elementary functions -------------------------------------------------------
+
+// e^x to 2 units in the last place: 2^n times a polynomial in what is left,
+// at most log(2) / 2, for which Taylor's coefficients will do.
+inline float exponential(float x) {
+  x = x > 88.0f ? 88.0f : x;
+  x = x < -87.0f ? -87.0f : x;
+  const float n = __builtin_rintf(x * 1.44269504088896341f);
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.0f / 5040;
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) * (1 << 23);
+  float power;
+  std::memcpy(&power, &bits, sizeof(power));
+  return p * power;
+}
+
+// 0.5 (1 + tanh(z)) = 1 / (1 + e^-2z), z = sqrt(2 / pi) (x + 0.044715 x^3).
+constexpr float kGelu1 = 1.5957691216057308f;
+constexpr float kGelu3 = 0.07135481282626036f;
+
+inline float gelu_gate(float x) {
+  return 1.0f / (1.0f + exponential(-x * (kGelu1 + kGelu3 * x * x)));
+}
+
+inline float gelu_slope(float x) {
+  const float rest = exponential(-x * (kGelu1 + kGelu3 * x * x));
+  const float gate = 1.0f / (1.0f + rest);  // and 1 - gate = rest gate
+  return gate + x * gate * (rest * gate) * (kGelu1 + 3.0f * kGelu3 * x * x);
+}
+
+// The normal distribution: 0.5 erfc(-x / sqrt(2)), by Abramowitz and Stegun,
+// Handbook of Mathematical Functions, 7.1.26 (1.5e-7 at most, of 1).
+inline float normal_cdf(float x, float density_times_root) {
+  const float a = std::fabs(x) * 0.70710678118654752f;
+  const float t = 1.0f / (1.0f + 0.3275911f * a);
+  const float tail = 0.5f * density_times_root * t *
+      (0.254829592f + t * (-0.284496736f + t * (1.421413741f +
+       t * (-1.453152027f + t * 1.061405429f))));
+  return x > 0.0f ? 1.0f - tail : tail;
+}
+
+// Dropout --------------------------------------------------------------------
+
+// Philox 4 x 32 with 7 rounds (Salmon et al., "Parallel random numbers: as easy
+// as 1, 2, 3", 2011): a block of kLanes counters, 4 words each, by which 8
+// values of 16 bits are decided.
+constexpr int kLanes = 16;
+constexpr int kValues = 8;
+
+// `place` is that of the first lane in its row. random[value][lane] < 65536.
+inline void random_block(const Dropout& dropout, uint32_t place, uint32_t row,
+                         uint32_t random[kValues][kLanes]) {
+  uint32_t c0[kLanes], c1[kLanes], c2[kLanes], c3[kLanes];
+  uint32_t key_0 = static_cast<uint32_t>(dropout.key);
+  uint32_t key_1 = static_cast<uint32_t>(dropout.key >> 32);
+  for (int i = 0; i < kLanes; ++i) {
+    c0[i] = place + i;
+    c1[i] = row;
+    c2[i] = static_cast<uint32_t>(dropout.counter);
+    c3[i] = static_cast<uint32_t>(dropout.counter >> 32);
+  }
+  for (int round = 0; round < 7; ++round) {
+    for (int i = 0; i < kLanes; ++i) {
+      const uint64_t a = static_cast<uint64_t>(0xD2511F53u) * c0[i];
+      const uint64_t b = static_cast<uint64_t>(0xCD9E8D57u) * c2[i];
+      const uint32_t next_0 = static_cast<uint32_t>(b >> 32) ^ c1[i] ^ key_0;
+      const uint32_t next_2 = static_cast<uint32_t>(a >> 32) ^ c3[i] ^ key_1;
+      c1[i] = static_cast<uint32_t>(b);
+      c3[i] = static_cast<uint32_t>(a);
+      c0[i] = next_0;
+      c2[i] = next_2;
+    }
+    key_0 += 0x9E3779B9u;
+    key_1 += 0xBB67AE85u;
+  }
+  for (int i = 0; i < kLanes; ++i) {
+    random[0][i] = c0[i] & 0xffff;
+    random[1][i] = c0[i] >> 16;
+    random[2][i] = c1[i] & 0xffff;
+    random[3][i] = c1[i] >> 16;
+    random[4][i] = c2[i] & 0xffff;
+    random[5][i] = c2[i] >> 16;
+    random[6][i] = c3[i] & 0xffff;
+    random[7][i] = c3[i] >> 16;
+  }
+}
+
+inline float keep_scale(const Dropout& dropout) {
+  return 65536.0f / static_cast<float>(65536 - dropout.zeroes);
+}
+
+// Part of a row's mask, 0 or 1 / (1 - rate), in blocks of 128 values: `begin` is
+// a multiple of that, and `mask` has room for whole blocks. A counter decides 8
+// values that follow each other, as is best for a GPU.
+void row_mask(const Dropout& dropout, int64_t row, int64_t begin, int64_t count,
+              float* mask) {
+  const float keep = keep_scale(dropout);
+  uint32_t random[kValues][kLanes];
+  for (int64_t column = 0; column < count; column += kLanes * kValues) {
+    random_block(dropout, static_cast<uint32_t>((begin + column) / kValues),
+                 static_cast<uint32_t>(row), random);
+    for (int i = 0; i < kLanes; ++i) {
+      for (int value = 0; value < kValues; ++value) {
+        mask[column + i * kValues + value] =
+            random[value][i] < dropout.zeroes ? 0.0f : keep;
+      }
+    }
+  }
+}
+
+// Bias and GELU --------------------------------------------------------------
+
+void bias_gelu(const float* x, const float* bias, int64_t rows, int64_t width,
+               bool exact, float* y) {
+  for (int64_t i = 0; i < rows; ++i, x += width, y += width) {
+    if (exact) {
+      for (int64_t j = 0; j < width; ++j) {
+        const float u = x[j] + bias[j];
+        y[j] = u * normal_cdf(u, exponential(-0.5f * u * u));
+      }
+    } else {
+      for (int64_t j = 0; j < width; ++j) {
+        const float u = x[j] + bias[j];
+        y[j] = u * gelu_gate(u);
+      }
+    }
+  }
+}
+
+void bias_gelu_grad(const float* dy, const float* x, const float* bias,
+                    int64_t rows, int64_t width, bool exact, float* dx,
+                    float* dbias) {
+  for (int64_t i = 0; i < rows; ++i, dy += width, x += width, dx += width) {
+    if (exact) {
+      for (int64_t j = 0; j < width; ++j) {
+        const float u = x[j] + bias[j];
+        const float bell = exponential(-0.5f * u * u);
+        const float d = dy[j] * (normal_cdf(u, bell) +
+                                 u * bell * 0.3989422804014327f);
+        dx[j] = d;
+        dbias[j] += d;
+      }
+    } else {
+      for (int64_t j = 0; j < width; ++j) {
+        const float d = dy[j] * gelu_slope(x[j] + bias[j]);
+        dx[j] = d;
+        dbias[j] += d;
+      }
+    }
+  }
+}
+
+// Dropout, residual and layer norm -------------------------------------------
+
+// The widest row whose mask fits on the stack; wider ones come in parts.
+constexpr int64_t kPart = 1024;
+
+void dropout_add_norm(const float* x, const float* bias, const float* residual,
+                      const float* gamma, const float* beta,
+                      const Dropout& dropout, int64_t first, int64_t rows,
+                      int64_t width, float* z, float* mean, float* scale,
+                      float* y) {
+  float mask[kPart];
+  for (int64_t i = 0; i < rows; ++i) {
+    if (dropout.zeroes) {
+      for (int64_t begin = 0; begin < width; begin += kPart) {
+        const int64_t part = std::min(kPart, width - begin);
+        row_mask(dropout, first + i, begin, part, mask);
+        for (int64_t j = 0; j < part; ++j) {
+          z[begin + j] = (x[begin + j] + bias[begin + j]) * mask[j] +
+              residual[begin + j];
+        }
+      }
+    } else {
+      for (int64_t j = 0; j < width; ++j) z[j] = x[j] + bias[j] + residual[j];
+    }
+    float total = 0.0f;
+    for (int64_t j = 0; j < width; ++j) total += z[j];
+    const float center = total / static_cast<float>(width);
+    float squares = 0.0f;
+    for (int64_t j = 0; j < width; ++j) {
+      squares += (z[j] - center) * (z[j] - center);
+    }
+    const float rate =
+        1.0f / std::sqrt(squares / static_cast<float>(width) + 1e-12f);
+    mean[i] = center;
+    scale[i] = rate;
+    for (int64_t j = 0; j < width; ++j) {
+      y[j] = (z[j] - center) * rate * gamma[j] + beta[j];
+    }
+    x += width, residual += width, z += width, y += width;
+  }
+}
+
+// With n = (z - mean) scale and g = dy gamma:
+// dz = scale (g - mean(g) - n mean(g n)).
+void dropout_add_norm_grad(const float* dy, const float* z, const float* mean,
+                           const float* scale, const float* gamma,
+                           const Dropout& dropout, int64_t first, int64_t rows,
+                           int64_t width, float* dx, float* dz, float* dbias,
+                           float* dgamma, float* dbeta) {
+  float mask[kPart];
+  for (int64_t i = 0; i < rows; ++i) {
+    const float center = mean[i], rate = scale[i];
+    float sum_g = 0.0f, sum_gn = 0.0f;
+    for (int64_t j = 0; j < width; ++j) {
+      const float n = (z[j] - center) * rate;
+      const float g = dy[j] * gamma[j];
+      sum_g += g;
+      sum_gn += g * n;
+      dgamma[j] += dy[j] * n;
+      dbeta[j] += dy[j];
+    }
+    const float mean_g = sum_g / static_cast<float>(width);
+    const float mean_gn = sum_gn / static_cast<float>(width);
+    for (int64_t j = 0; j < width; ++j) {
+      const float n = (z[j] - center) * rate;
+      dz[j] = rate * (dy[j] * gamma[j] - mean_g - n * mean_gn);
+    }
+    for (int64_t begin = 0; begin < width; begin += kPart) {
+      const int64_t part = std::min(kPart, width - begin);
+      if (dropout.zeroes) {
+        row_mask(dropout, first + i, begin, part, mask);
+        for (int64_t j = 0; j < part; ++j) {
+          const float d = dz[begin + j] * mask[j];
+          dx[begin + j] = d;
+          dbias[begin + j] += d;
+        }
+      } else {
+        for (int64_t j = 0; j < part; ++j) {
+          dx[begin + j] = dz[begin + j];
+          dbias[begin + j] += dz[begin + j];
+        }
+      }
+    }
+    dy += width, z += width, dx += width, dz += width;
+  }
+}
+
+// Small matrix products ------------------------------------------------------
+
+constexpr int64_t kWidth = BERT_WIDTH;
+typedef float Vec __attribute__((vector_size(4 * BERT_WIDTH)));
+
+inline Vec load(const float* from) {
+  Vec v;
+  std::memcpy(&v, from, sizeof(v));
+  return v;
+}
+
+inline void store(float* to, Vec v) { std::memcpy(to, &v, sizeof(v)); }
+
+// Rows of a product that stay in registers, two of them wide.
+constexpr int kTile = BERT_WIDTH == 16 ? 8 : 4;
+
+// A matrix whose element (i, j) is at[i * row + j * column].
+struct View {
+  const float* at;
+  int64_t row, column;
+};
+
+// c [R, vectors] = or += a [R, depth] b [depth, vectors].
+template <int R, int V, bool kAdd>
+inline void tile(View a, const float* b, int64_t b_row, int64_t depth, float* c,
+                 int64_t c_row) {
+  Vec sums[R][V];
+  for (int i = 0; i < R; ++i) {
+    for (int v = 0; v < V; ++v) {
+      sums[i][v] = kAdd ? load(c + i * c_row + v * kWidth) : Vec{};
+    }
+  }
+  for (int64_t k = 0; k < depth; ++k, b += b_row, a.at += a.column) {
+    Vec right[V];
+    for (int v = 0; v < V; ++v) right[v] = load(b + v * kWidth);
+    for (int i = 0; i < R; ++i) {
+      const float left = a.at[i * a.row];
+      for (int v = 0; v < V; ++v) sums[i][v] += left * right[v];
+    }
+  }
+  for (int i = 0; i < R; ++i) {
+    for (int v = 0; v < V; ++v) store(c + i * c_row + v * kWidth, sums[i][v]);
+  }
+}
+
+template <int R, bool kAdd>
+inline void strip(View a, const float* b, int64_t b_row, int64_t depth,
+                  int64_t columns, float* c, int64_t c_row) {
+  int64_t j = 0;
+  for (; j + 2 * kWidth <= columns; j += 2 * kWidth) {
+    tile<R, 2, kAdd>(a, b + j, b_row, depth, c + j, c_row);
+  }
+  for (; j < columns; j += kWidth) {
+    tile<R, 1, kAdd>(a, b + j, b_row, depth, c + j, c_row);
+  }
+}
+
+// c [rows, columns] = or += a [rows, depth] b [depth, columns]. `columns` is a
+// multiple of kWidth; rows of b and c are that long.
+template <bool kAdd>
+void multiply(View a, const float* b, int64_t b_row, int64_t rows,
+              int64_t depth, int64_t columns, float* c, int64_t c_row) {
+  int64_t i = 0;
+  for (; i + kTile <= rows; i += kTile) {
+    strip<kTile, kAdd>({a.at + i * a.row, a.row, a.column}, b, b_row, depth,
+                       columns, c + i * c_row, c_row);
+  }
+  for (; i < rows; ++i) {
+    strip<1, kAdd>({a.at + i * a.row, a.row, a.column}, b, b_row, depth,
+                   columns, c + i * c_row, c_row);
+  }
+}
+
+// Attention ------------------------------------------------------------------
+
+// Rows of scores that are worked on at a time: two of `random_block`'s values.
+constexpr int64_t kGroup = 2 * kValues;
+constexpr int64_t kPad = 16;
+
+inline int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
+
+// to [rows, padded(size)] = factor * from [rows, size].
+void copy_rows(const float* from, int64_t rows, int64_t size, int64_t stride,
+               float factor, float* to) {
+  const int64_t wide = padded(size);
+  for (int64_t i = 0; i < rows; ++i, from += stride, to += wide) {
+    for (int64_t j = 0; j < size; ++j) to[j] = from[j] * factor;
+    for (int64_t j = size; j < wide; ++j) to[j] = 0.0f;
+  }
+}
+
+// to [size, padded(rows)] = the transpose of from [rows, size].
+void transpose(const float* from, int64_t rows, int64_t size, int64_t stride,
+               float* to) {
+  const int64_t wide = padded(rows);
+  for (int64_t j = 0; j < size; ++j) {
+    for (int64_t i = 0; i < rows; ++i) to[j * wide + i] = from[i * stride + j];
+    for (int64_t i = rows; i < wide; ++i) to[j * wide + i] = 0.0f;
+  }
+}
+
+// The masks of a group of rows of scores, [kGroup, wide]. `row` is the first
+// one's number in the whole batch: it names the group.
+void group_mask(const Dropout& dropout, int64_t head, int64_t row, int64_t wide,
+                float* mask) {
+  const float keep = keep_scale(dropout);
+  uint32_t random[kValues][kLanes];
+  for (int half = 0; half < 2; ++half, mask += kValues * wide) {
+    for (int64_t j = 0; j < wide; j += kLanes) {
+      random_block(dropout, static_cast<uint32_t>(j + (head << 16)),
+                   static_cast<uint32_t>(row + half * kValues), random);
+      for (int value = 0; value < kValues; ++value) {
+        for (int i = 0; i < kLanes; ++i) {
+          mask[value * wide + j + i] =
+              random[value][i] < dropout.zeroes ? 0.0f : keep;
+        }
+      }
+    }
+  }
+}
+
+void attention(const float* query, const float* key, const float* value,
+               int64_t length, int64_t size, int64_t stride, float scale,
+               const Dropout& dropout, int64_t first, int64_t head,
+               float* scratch, float* out, float* log_sum) {
+  const int64_t wide = padded(length), deep = padded(size);
+  float* keys = scratch;                       // [size, wide]
+  float* values = keys + size * wide;          // [length, deep]
+  float* left = values + length * deep;        // [kGroup, deep]
+  float* scores = left + kGroup * deep;        // [kGroup, wide]
+  float* mask = scores + kGroup * wide;        // [kGroup, wide]
+  float* context = mask + kGroup * wide;       // [kGroup, deep]
+  transpose(key, length, size, stride, keys);
+  copy_rows(value, length, size, stride, 1.0f, values);
+  for (int64_t i = 0; i < length; i += kGroup) {
+    const int64_t rows = std::min(kGroup, length - i);
+    copy_rows(query + i * stride, rows, size, stride, scale, left);
+    multiply<false>({left, deep, 1}, keys, wide, rows, size, wide, scores,
+                    wide);
+    if (dropout.zeroes) group_mask(dropout, head, first + i, wide, mask);
+    for (int64_t r = 0; r < rows; ++r) {
+      float* row = scores + r * wide;
+      float top = row[0];
+      for (int64_t j = 1; j < length; ++j) top = row[j] > top ? row[j] : top;
+      float total = 0.0f;
+      for (int64_t j = 0; j < length; ++j) {
+        row[j] = exponential(row[j] - top);
+        total += row[j];
+      }
+      log_sum[i + r] = top + std::log(total);
+      const float share = 1.0f / total;
+      if (dropout.zeroes) {
+        for (int64_t j = 0; j < length; ++j) row[j] *= share * mask[r * wide + j];
+      } else {
+        for (int64_t j = 0; j < length; ++j) row[j] *= share;
+      }
+    }
+    multiply<false>({scores, wide, 1}, values, deep, rows, length, deep,
+                    context, deep);
+    for (int64_t r = 0; r < rows; ++r) {
+      std::memcpy(out + (i + r) * stride, context + r * deep,
+                  size * sizeof(float));
+    }
+  }
+}
+
+// With P the probabilities, M the mask and O = (P M) V:
+// dV = (P M)^T dO;  dS = P (dO V^T M - sum(dO O));  dQ = dS K;  dK = dS^T Q
+// (Dao et al., arXiv 2205.14135, appendix B.4).
+void attention_grad(const float* dout, const float* query, const float* key,
+                    const float* value, const float* out, const float* log_sum,
+                    int64_t length, int64_t size, int64_t stride, float scale,
+                    const Dropout& dropout, int64_t first, int64_t head,
+                    float* scratch, float* dquery, float* dkey, float* dvalue) {
+  const int64_t wide = padded(length), deep = padded(size);
+  float* keys_t = scratch;                     // [size, wide]
+  float* values_t = keys_t + size * wide;      // [size, wide]
+  float* keys = values_t + size * wide;        // [length, deep]
+  float* dkeys = keys + length * deep;         // [length, deep]
+  float* dvalues = dkeys + length * deep;      // [length, deep]
+  float* left = dvalues + length * deep;       // [kGroup, deep]
+  float* dleft = left + kGroup * deep;         // [kGroup, deep]
+  float* scores = dleft + kGroup * deep;       // [kGroup, wide]
+  float* dscores = scores + kGroup * wide;     // [kGroup, wide]
+  float* mask = dscores + kGroup * wide;       // [kGroup, wide]
+  transpose(key, length, size, stride, keys_t);
+  transpose(value, length, size, stride, values_t);
+  copy_rows(key, length, size, stride, scale, keys);
+  std::fill(dkeys, dkeys + 2 * length * deep, 0.0f);
+  for (int64_t i = 0; i < length; i += kGroup) {
+    const int64_t rows = std::min(kGroup, length - i);
+    copy_rows(query + i * stride, rows, size, stride, scale, left);
+    copy_rows(dout + i * stride, rows, size, stride, 1.0f, dleft);
+    multiply<false>({left, deep, 1}, keys_t, wide, rows, size, wide, scores,
+                    wide);
+    multiply<false>({dleft, deep, 1}, values_t, wide, rows, size, wide, dscores,
+                    wide);
+    if (dropout.zeroes) group_mask(dropout, head, first + i, wide, mask);
+    for (int64_t r = 0; r < rows; ++r) {
+      float* row = scores + r * wide;
+      float* drow = dscores + r * wide;
+      const float* kept = mask + r * wide;
+      const float* o = out + (i + r) * stride;
+      float dot = 0.0f;
+      for (int64_t d = 0; d < size; ++d) dot += dleft[r * deep + d] * o[d];
+      const float level = log_sum[i + r];
+      if (dropout.zeroes) {
+        for (int64_t j = 0; j < length; ++j) {
+          const float p = exponential(row[j] - level);
+          drow[j] = p * (drow[j] * kept[j] - dot);
+          row[j] = p * kept[j];
+        }
+      } else {
+        for (int64_t j = 0; j < length; ++j) {
+          const float p = exponential(row[j] - level);
+          drow[j] = p * (drow[j] - dot);
+          row[j] = p;
+        }
+      }
+    }
+    multiply<true>({scores, 1, wide}, dleft, deep, length, rows, deep, dvalues,
+                   deep);
+    multiply<true>({dscores, 1, wide}, left, deep, length, rows, deep, dkeys,
+                   deep);
+    multiply<false>({dscores, wide, 1}, keys, deep, rows, length, deep, dleft,
+                    deep);
+    for (int64_t r = 0; r < rows; ++r) {
+      std::memcpy(dquery + (i + r) * stride, dleft + r * deep,
+                  size * sizeof(float));
+    }
+  }
+  for (int64_t i = 0; i < length; ++i) {
+    std::memcpy(dkey + i * stride, dkeys + i * deep, size * sizeof(float));
+    std::memcpy(dvalue + i * stride, dvalues + i * deep, size * sizeof(float));
+  }
+}
+
+// Softmax cross-entropy ------------------------------------------------------
+
+void cross_entropy(const float* logits, const float* bias, int64_t classes,
+                   int32_t label, float* loss, float* log_sum) {
+  float top = logits[0] + bias[0];
+  for (int64_t j = 1; j < classes; ++j) {
+    const float x = logits[j] + bias[j];
+    top = x > top ? x : top;
+  }
+  float total = 0.0f;
+  for (int64_t j = 0; j < classes; ++j) {
+    total += exponential(logits[j] + bias[j] - top);
+  }
+  *log_sum = top + std::log(total);
+  *loss = *log_sum - (logits[label] + bias[label]);
+}
+
+void cross_entropy_grad(float dloss, const float* logits, const float* bias,
+                        int64_t classes, int32_t label, float log_sum,
+                        float* dlogits, float* dbias) {
+  for (int64_t j = 0; j < classes; ++j) {
+    dlogits[j] = dloss * exponential(logits[j] + bias[j] - log_sum);
+  }
+  dlogits[label] -= dloss;
+  for (int64_t j = 0; j < classes; ++j) dbias[j] += dlogits[j];
+}
+
+// Optimizers -----------------------------------------------------------------
+
+void adam(const AdamStep& s, int64_t count, const float* gradient, float* m,
+          float* v, float* w) {
+  const float rest_1 = 1.0f - s.beta_1, rest_2 = 1.0f - s.beta_2;
+  for (int64_t i = 0; i < count; ++i) {
+    const float g = gradient[i] * s.gradient_scale;
+    const float next_m = m[i] + rest_1 * (g - m[i]);
+    const float next_v = v[i] + rest_2 * (g * g - v[i]);
+    m[i] = next_m;
+    v[i] = next_v;
+    w[i] -= s.rate * (next_m / (std::sqrt(next_v) + s.epsilon) +
+                      s.decay * w[i]);
+  }
+}
+
+void lamb(const AdamStep& s, int64_t count, const float* gradient, float* m,
+          float* v, const float* w, float* direction, double* square_w,
+          double* square_direction) {
+  const float rest_1 = 1.0f - s.beta_1, rest_2 = 1.0f - s.beta_2;
+  const float factor_1 = 1.0f / s.correction_1;
+  const float factor_2 = 1.0f / s.correction_2;
+  float sum_w = 0.0f, sum_direction = 0.0f;
+  for (int64_t i = 0; i < count; ++i) {
+    const float g = gradient[i] * s.gradient_scale;
+    const float next_m = m[i] + rest_1 * (g - m[i]);
+    const float next_v = v[i] + rest_2 * (g * g - v[i]);
+    m[i] = next_m;
+    v[i] = next_v;
+    const float u = next_m * factor_1 /
+        (std::sqrt(next_v * factor_2) + s.epsilon) + s.decay * w[i];
+    direction[i] = u;
+    sum_w += w[i] * w[i];
+    sum_direction += u * u;
+  }
+  *square_w = sum_w;
+  *square_direction = sum_direction;
+}
+
+void subtract(float rate, int64_t count, const float* direction, float* w) {
+  for (int64_t i = 0; i < count; ++i) w[i] -= rate * direction[i];
+}
+
+double sum_of_squares(int64_t count, const float* x) {
+  float total = 0.0f;
+  for (int64_t i = 0; i < count; ++i) total += x[i] * x[i];
+  return total;
+}
+
+}  // namespace
+
+const Kernels& BERT_KERNELS() {
+  static const Kernels table = {
+      bias_gelu, bias_gelu_grad, dropout_add_norm, dropout_add_norm_grad,
+      attention, attention_grad, cross_entropy, cross_entropy_grad, adam, lamb,
+      subtract, sum_of_squares};
+  return table;
+}
+
+}  // namespace bert

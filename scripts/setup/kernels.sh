@@ -1,0 +1,34 @@
+# shellcheck shell=bash disable=SC2154
+# The kernels of fused_ops, compiled against the TensorFlow of an environment.
+# Sourced by setup.sh; defines functions only.
+
+# What shapes the library beside the environment: its sources and the compiler.
+kernels_key() {
+  {
+    cat "$root"/fused_ops/*.py "$root"/fused_ops/kernels/* 2> /dev/null
+    "${CXX:-g++}" -dumpversion 2> /dev/null || echo no
+  } | sha256sum | cut -c1-64
+}
+
+# Whether they are to be built: not tried yet with these, or gone since. The
+# Dockerfile sets up before the sources are there.
+kernels_due() {
+  [[ -d $root/fused_ops ]] || return 1
+  [[ $(stamped kernels) == "$(kernels_key)" ]] || return 0
+  [[ $(stamped library) != no && ! -f $(stamped library) ]]
+}
+
+# Builds them and sets $library; a failure is one line and not the end, since
+# the framework's own operations do the same.
+build_kernels() {
+  local words=''
+  if run_logged "kernels of fused_ops: under a minute" "$venv/bin/python" \
+    "$root/fused_ops/build.py"; then
+    library=$(tail -n 1 "$log")
+  else
+    words=$(tail -n 1 "$log")
+    library=no
+    say "${words:-fused_ops: not built}; the framework's own operations do" \
+      "the same, slower"
+  fi
+}

@@ -1,0 +1,51 @@
+"""The CPU's kernels under the address and undefined-behaviour sanitizers."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from fused_ops import build
+from fused_ops import library
+
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+
+@pytest.fixture(name="compiler", scope="module")
+def _compiler(tmp_path_factory):
+  """A compiler that can link the sanitizers; skips where there is none."""
+  compiler = os.environ.get("CXX") or shutil.which("g++")
+  if not compiler:
+    pytest.skip("no C++ compiler (g++) here")
+  folder = tmp_path_factory.mktemp("probe")
+  (folder / "x.cc").write_text("int main() { return 0; }\n")
+  probe = subprocess.run([compiler] + SANITIZERS + [
+      str(folder / "x.cc"), "-o", str(folder / "x")], check=False,
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+  if probe.returncode:
+    pytest.skip("this compiler has no sanitizers: %s" % probe.stdout.decode())
+  return compiler
+
+
+def run(command):
+  done = subprocess.run(command, cwd=str(library.ROOT), check=False,
+                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                        universal_newlines=True, timeout=300)
+  assert done.returncode == 0, done.stdout[-4000:]
+  return done.stdout
+
+
+@pytest.mark.once
+def test_kernels_stay_within_their_buffers(compiler, tmp_path):
+  program = str(tmp_path / "check")
+  objects = []
+  # pylint: disable=protected-access
+  for path, command in build._commands(compiler, str(tmp_path)):
+    if not path.endswith("ops.o"):  # of TensorFlow: no table of kernels
+      run(["-O1" if word == "-O3" else word for word in command] + SANITIZERS
+          + ["-g"])
+      objects.append(path)
+  run([compiler, "-std=c++14", "-O1", "-I."] + SANITIZERS + [
+      "fused_ops/kernels/check_kernels.cc"] + objects + ["-o", program])
+  assert "generic" in run([program]).splitlines()

@@ -1,0 +1,41 @@
+"""Whether a run takes the kernels of fused_ops: decided and told here alone."""
+
+import functools
+
+from fused_ops import library
+from utils import stack
+from utils.errors import UserError
+from utils.logs import LOGGER
+
+
+@functools.lru_cache(maxsize=None)
+def settle(asked, use_xla):
+  """Decides whether a run takes the kernels, and says why where not.
+
+  Later calls return the same and log nothing.
+
+  Args:
+    asked: "auto", "on" or "off".
+    use_xla: bool.
+
+  Returns:
+    bool.
+
+  Raises:
+    UserError: if they are asked for and cannot be taken.
+  """
+  if asked == "off":
+    return False
+  if use_xla:
+    fault = "XLA makes kernels of its own"
+  elif stack.gpu_available():
+    fault = "they are for CPUs"
+  else:
+    fault = library.fault()
+  if fault is None:
+    return True
+  if asked == "on":
+    raise UserError("--fused_ops=on: %s" % fault)
+  LOGGER.info("fused_ops: not taken, %s: the framework's own operations do the "
+              "same", fault)
+  return False
