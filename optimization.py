@@ -23,13 +23,12 @@ import typing
 
 import tensorflow.compat.v1 as tf
 
+from fused_ops import ops as kernels
 from utils import stack
 from utils.errors import UserError
 
 # As published: layer norms and biases are not decayed.
 NO_DECAY = ("LayerNorm", "layer_norm", "bias")
-
-
 # The framework's defaults for mixed precision (its DynamicLossScale).
 INITIAL_LOSS_SCALE = 2.0 ** 15
 LOSS_SCALE_PERIOD = 2000
@@ -99,7 +98,8 @@ class _DecayOptimizer(tf.train.Optimizer):
   """What optimizers with decoupled weight decay share.
 
   Both keep Adam's moments, under the names of published checkpoints; a
-  subclass turns them into the direction of a step (`_direction`).
+  subclass turns them into the direction of a step (`_direction`), and has the
+  kernel that does so for all variables at once (`_update_all`).
   """
 
   SLOTS = ("adam_m", "adam_v")
@@ -143,6 +143,24 @@ class _DecayOptimizer(tf.train.Optimizer):
       slots = self._made_slots[_name_of(var)]
       updates.append(self._update(dense_gradient(grad), var, slots))
     return tf.group(*updates, name=name)
+
+  def apply_at_once(self, pairs, factor):
+    """Returns the operation of one kernel that updates all variables.
+
+    Args:
+      pairs: [(dense float32 gradient, resource variable)].
+      factor: float32 scalar tensor that the gradients are multiplied with.
+    """
+    variables = [var for _, var in pairs]
+    self.make_slots(variables)
+    m, v = zip(*(self._made_slots[_name_of(var)] for var in variables))
+    names = [_name_of(var) for var in variables]
+    return self._update_all(names, dict(
+        variables=variables, m=m, v=v, gradients=[grad for grad, _ in pairs],
+        rate=self.learning_rate, gradient_scale=factor, beta_1=self.beta_1,
+        beta_2=self.beta_2, epsilon=self.epsilon,
+        decay=[self.weight_decay_rate if self._decays(name) else 0.0
+               for name in names]))
 
   def _update(self, grad, var, slots):
     """Returns an operation; `grad` is dense float32 of the shape of `var`."""
@@ -211,6 +229,9 @@ class AdamWeightDecayOptimizer(_DecayOptimizer):
       direction += self.weight_decay_rate * weight
     return direction
 
+  def _update_all(self, names, inputs):
+    return kernels.adam(**inputs)
+
 
 class LAMBOptimizer(_DecayOptimizer):
   """LAMB (You et al., 1904.00962, algorithm 2), for very large batches.
@@ -264,6 +285,12 @@ class LAMBOptimizer(_DecayOptimizer):
     usable = (weight_norm > 0.0) & (norm > 0.0)
     ratio = weight_norm / tf.where(usable, norm, tf.ones_like(norm))
     return direction * tf.where(usable, ratio, tf.ones_like(ratio))
+
+  def _update_all(self, names, inputs):
+    return kernels.lamb(
+        corrections=(self._correction_1, self._correction_2),
+        adapt=[not _matches(name, self.exclude_from_layer_adaptation)
+               for name in names], **inputs)
 
 
 def _kernel(name, variables, **inputs):
@@ -455,7 +482,8 @@ def build_update(loss,
                  exchange=None,
                  global_step=None,
                  records=None,
-                 clip_norm=1.0):
+                 clip_norm=1.0,
+                 fused_ops=False):
   """Builds one update of all trainable variables, as published.
 
   Args:
@@ -465,19 +493,19 @@ def build_update(loss,
     num_warmup_steps: int, less than `num_train_steps`; None is 0.
     optimizer_type: "adam" or "lamb"; the rate falls linearly for the first,
       as a square root for the second.
-    num_accumulation_steps: int, micro-batches of an update; above 1 `loss`
-      has to be a function.
+    num_accumulation_steps: int, micro-batches; above 1 `loss` is a function.
     loss_scale: bool, whether to scale the loss as mixed precision needs it.
     exchange: None for a single rank, else a function of a list of gradients
       and a vector of scalars that returns the sums of both over all ranks.
     global_step: integer variable; the graph's global step when None.
     records: (variable, increment) or None: a counter that advances even where
-      the update is skipped, since its records are consumed.
+      an update is skipped.
     clip_norm: float, the largest global norm of the gradients.
+    fused_ops: bool, whether one kernel updates all variables.
 
   Returns:
-    `Update`. A loss or a gradient that is not finite changes no weight, no
-    slot and not the step.
+    `Update`. A loss or gradient that is not finite changes no weight or slot,
+    nor the step.
 
   Raises:
     UserError: if the schedule does not fit.
@@ -495,24 +523,35 @@ def build_update(loss,
       num_accumulation_steps, scale.value if scale else None)
   if exchange is not None:
     window = _exchanged(window, exchange)
-  # Scales are powers of two, so that dividing the norm is dividing them all.
-  norm = _global_norm(window.grads)
-  unscale = 1.0 / scale.value if scale else 1.0
-  norm *= unscale
+  norm, factor = _clipping(window.grads, scale, clip_norm, fused_ops)
   finite = _all_finite(window.loss, norm)
-  factor = unscale * (clip_norm / tf.maximum(norm, clip_norm))
   train_op = _update_if(finite, optimizer, list(zip(window.grads, variables)),
-                        factor, scale, lambda: global_step.assign(step + 1).op)
-  if records is not None:
-    counter, increment = records
-    with tf.control_dependencies([train_op]):
-      train_op = tf.assign_add(counter, tf.cast(
-          increment, counter.dtype.base_dtype)).op
+                        factor, scale, fused_ops,
+                        lambda: global_step.assign(step + 1).op)
+  train_op = _count_after(train_op, records)
   return Update(train_op, rate, norm, finite, window.loss, window.sums,
                 scale.value if scale else None)
 
 
-def _update_if(finite, optimizer, pairs, factor, scale, advance):
+def _clipping(grads, scale, clip_norm, fused_ops):
+  """Returns (the unscaled gradients' norm, factor that clips and unscales)."""
+  # Scales are powers of two, so that dividing the norm is dividing them all.
+  unscale = 1.0 / scale.value if scale else 1.0
+  norm = (kernels.global_norm if fused_ops else _global_norm)(grads) * unscale
+  return norm, unscale * (clip_norm / tf.maximum(norm, clip_norm))
+
+
+def _count_after(operation, records):
+  """Returns the operation that adds to a counter, if any, after another."""
+  if records is None:
+    return operation
+  counter, increment = records
+  with tf.control_dependencies([operation]):
+    return tf.assign_add(counter, tf.cast(
+        increment, counter.dtype.base_dtype)).op
+
+
+def _update_if(finite, optimizer, pairs, factor, scale, fused_ops, advance):
   """Returns the operation that updates all, or shrinks the scale alone.
 
   Args:
@@ -521,18 +560,17 @@ def _update_if(finite, optimizer, pairs, factor, scale, advance):
     pairs: [(gradient, variable)].
     factor: float32 scalar tensor that clips and unscales the gradients.
     scale: `LossScale` or None.
-    advance: function that returns the operation for the step, which comes
-      after all others.
+    fused_ops: see `build_update`.
+    advance: function that returns the operation for the step, the last.
   """
   # Variables must not be made inside a branch.
   optimizer.make_slots([var for _, var in pairs])
 
   def update():
-    done = [optimizer.apply_gradients(
-        [(grad * factor, var) for grad, var in pairs])]
-    if scale:
-      done.append(scale.grow())
-    with tf.control_dependencies(done):
+    done = (optimizer.apply_at_once(pairs, factor) if fused_ops else
+            optimizer.apply_gradients([(grad * factor, var)
+                                       for grad, var in pairs]))
+    with tf.control_dependencies([done] + ([scale.grow()] if scale else [])):
       last = advance()
     with tf.control_dependencies([last]):
       return tf.constant(True)

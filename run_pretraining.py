@@ -17,6 +17,7 @@ from absl import flags
 from utils import stack
 import tensorflow.compat.v1 as tf
 
+from fused_ops import ops as kernels
 import modeling
 from utils import files
 from utils import input_pipeline
@@ -66,6 +67,8 @@ class PretrainingConfig(NamedTuple):
   use_fp16: bool
   use_bf16: bool
   use_xla: bool
+  remove_padding: bool
+  fused_ops: str
 
 
 def define_flags():
@@ -136,31 +139,35 @@ def weighted_mean(outputs):
   return weighted_sum(outputs) / (tf.reduce_sum(outputs.weights) + 1e-5)
 
 
-def _softmax_head(hidden, kernel, bias, labels, weights):
+def _softmax_head(hidden, kernel, bias, labels, weights, fused_ops=False):
   """Scores `hidden` [n, width] against `kernel` [classes, width]."""
-  logits = tf.matmul(hidden, kernel, transpose_b=True)
-  logits = tf.nn.bias_add(logits, bias)
-  return Outputs(
-      losses=tf.nn.sparse_softmax_cross_entropy_with_logits(
-          labels=labels, logits=logits),
-      log_probs=tf.nn.log_softmax(logits), labels=labels, weights=weights)
+  scores = tf.matmul(hidden, kernel, transpose_b=True)
+  logits = tf.nn.bias_add(scores, bias)
+  if fused_ops:
+    losses = kernels.cross_entropy(scores, bias, labels)
+  else:
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+        labels=labels, logits=logits)
+  return Outputs(losses=losses, log_probs=tf.nn.log_softmax(logits),
+                 labels=labels, weights=weights)
 
 
-def masked_lm_outputs(bert_config, sequence_output, embedding_table, features):
+def masked_lm_outputs(bert_config, hidden, embedding_table, features,
+                      fused_ops=False):
   """Predicts the masked tokens (Devlin et al. 2018, section 3.1).
 
   Args:
     bert_config: BertConfig.
-    sequence_output: float32 [batch, seq, hidden].
+    hidden: float32 [batch * predictions, hidden], the encoder's vectors of the
+      masked tokens.
     embedding_table: float32 [vocab, hidden], shared with the input.
-    features: dict with `masked_lm_positions`, `masked_lm_ids` int32 and
-      `masked_lm_weights` float32, all [batch, predictions].
+    features: dict with `masked_lm_ids` int32 and `masked_lm_weights` float32,
+      both [batch, predictions].
+    fused_ops: bool, see `modeling.ModelOptions`.
 
   Returns:
     Outputs with n = batch * predictions and vocab classes.
   """
-  hidden = gather_positions(
-      sequence_output, features["masked_lm_positions"])
   with tf.variable_scope("cls/predictions"):
     initializer = modeling.create_initializer(bert_config.initializer_range)
     with tf.variable_scope("transform"):
@@ -174,7 +181,7 @@ def masked_lm_outputs(bert_config, sequence_output, embedding_table, features):
     return _softmax_head(
         hidden, embedding_table, bias,
         tf.reshape(features["masked_lm_ids"], [-1]),
-        tf.reshape(features["masked_lm_weights"], [-1]))
+        tf.reshape(features["masked_lm_weights"], [-1]), fused_ops)
 
 
 def next_sentence_outputs(bert_config, pooled_output, features):
@@ -199,22 +206,6 @@ def next_sentence_outputs(bert_config, pooled_output, features):
                        tf.ones_like(labels, tf.float32))
 
 
-def gather_positions(sequence, positions):
-  """Returns the vectors at `positions`.
-
-  Args:
-    sequence: float32 [batch, seq, hidden].
-    positions: int32 [batch, k].
-
-  Returns:
-    float32 [batch * k, hidden].
-  """
-  batch, length, width = modeling.get_shape_list(sequence, expected_rank=3)
-  offsets = tf.reshape(tf.range(0, batch, dtype=tf.int32) * length, [-1, 1])
-  flat = tf.reshape(positions + offsets, [-1])
-  return tf.gather(tf.reshape(sequence, [-1, width]), flat)
-
-
 def outputs_of(features, bert_config, is_training, options):
   """Returns the `Outputs` of both heads, masked LM and next sentence.
 
@@ -225,8 +216,9 @@ def outputs_of(features, bert_config, is_training, options):
     options: modeling.ModelOptions.
   """
   model = training.encoder(features, bert_config, is_training, options)
-  return (masked_lm_outputs(bert_config, model.get_sequence_output(),
-                            model.get_embedding_table(), features),
+  hidden = model.vectors_at(features["masked_lm_positions"])
+  return (masked_lm_outputs(bert_config, hidden, model.get_embedding_table(),
+                            features, options.fused_ops),
           next_sentence_outputs(bert_config, model.get_pooled_output(),
                                 features))
 

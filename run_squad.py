@@ -6,6 +6,7 @@ prints the official scores as the last line where that file has answers.
 """
 
 import os
+import time
 from typing import NamedTuple
 from typing import Optional
 
@@ -18,6 +19,7 @@ import tensorflow.compat.v1 as tf
 
 import modeling
 import tokenization
+from fused_ops import sequences as rows_of
 from utils import files
 from utils import hooks
 from utils import input_pipeline
@@ -38,6 +40,8 @@ from utils.logs import LOGGER
 # What a prediction writes; the last of the answers for v2.0 alone.
 ANSWER_FILES = ("predictions.json", "nbest_predictions.json", "null_odds.json")
 SCORE_FILES = ("scores.json", "eval_results.txt")
+# What the model gives padding where it computes nothing there: never an answer.
+PADDING_LOGIT = -10000.0
 
 
 class SquadConfig(NamedTuple):
@@ -57,6 +61,7 @@ class SquadConfig(NamedTuple):
   learning_rate: float
   num_train_epochs: float
   warmup_proportion: float
+  length_grouping: bool
   max_seq_length: int
   doc_stride: int
   max_query_length: int
@@ -79,6 +84,8 @@ class SquadConfig(NamedTuple):
   use_fp16: bool
   use_bf16: bool
   use_xla: bool
+  remove_padding: bool
+  fused_ops: str
   verbose_logging: bool
 
 
@@ -117,6 +124,8 @@ def define_flags():
   flags.DEFINE_integer(
       "num_eval_iterations", None,
       "Stop prediction after so many batches (to measure speed).")
+  flags.DEFINE_bool(
+      "length_grouping", False, "Train on batches of similar length.")
   flags.DEFINE_bool("verbose_logging", False, "Say why text is not aligned.")
   _define_export_flags()
 
@@ -180,30 +189,34 @@ def config_from_flags():
   return config
 
 
-def span_logits(sequence_output):
+def span_logits(token_output, sequences):
   """Scores each position as the answer's start and end.
 
   A linear layer with two outputs (Devlin et al. 2018, section 4.2).
 
   Args:
-    sequence_output: float32 [batch, seq, hidden].
+    token_output: float32 [tokens, hidden].
+    sequences: `Sequences` of its rows.
 
   Returns:
-    (start, end) logits, float32 [batch, seq] each.
+    (start, end) logits, float32 [batch, seq] each; `PADDING_LOGIT` where there
+    is no row.
   """
-  batch, length, width = modeling.get_shape_list(
-      sequence_output, expected_rank=3)
+  width = modeling.get_shape_list(token_output, expected_rank=2)[1]
   with tf.variable_scope("cls/squad"):
     kernel = tf.get_variable(
         "output_weights", [2, width],
         initializer=tf.truncated_normal_initializer(stddev=0.02))
     bias = tf.get_variable("output_bias", [2],
                            initializer=tf.zeros_initializer())
-  logits = tf.matmul(tf.reshape(sequence_output, [-1, width]), kernel,
-                     transpose_b=True)
-  logits = tf.reshape(tf.nn.bias_add(logits, bias), [batch, length, 2])
-  start, end = tf.unstack(logits, axis=2)
-  return start, end
+  logits = tf.nn.bias_add(tf.matmul(token_output, kernel, transpose_b=True),
+                          bias)
+  start, end = tf.unstack(rows_of.pad(sequences, logits), axis=2)
+  if not sequences.packed:
+    return start, end
+  padding = tf.fill(tf.shape(start), PADDING_LOGIT)
+  return (tf.where(sequences.mask > 0, start, padding),
+          tf.where(sequences.mask > 0, end, padding))
 
 
 def span_loss_sum(start_logits, end_logits, features):
@@ -225,8 +238,8 @@ def span_loss_sum(start_logits, end_logits, features):
 
 def logits_of(features, bert_config, is_training, options):
   """Returns `span_logits` of a batch; arguments as of `training.encoder`."""
-  return span_logits(training.encoder(
-      features, bert_config, is_training, options).get_sequence_output())
+  model = training.encoder(features, bert_config, is_training, options)
+  return span_logits(model.token_output, model.sequences)
 
 
 def model_fn(features, labels, mode, params):
@@ -327,8 +340,9 @@ def train(config, bert_config, tokenizer):
                     % (config.num_train_epochs, size))
 
   def batches(consumed):
-    for rows in order.index_batches(len(features.unique_ids), config.seed,
-                                    size, consumed):
+    for rows in order.index_batches(
+        len(features.unique_ids), config.seed, size, consumed,
+        features.length if config.length_grouping else None):
       mine = np.split(rows, replica.size())[replica.rank()]
       for part in np.split(mine, config.num_accumulation_steps):
         yield batch_of(features, part, True)
@@ -349,28 +363,32 @@ def _dev_score(config, bert_config, tokenizer):
 
 
 def _predict_logits(config, bert_config, features):
-  """Returns (start, end) logits float32 [k, seq]; k < n if stopped early.
+  """Returns (start, end) logits float32 [k, seq], a watch, batches' seconds.
 
-  The ranks take the batches in turn, so that each batch is what it is with one
-  rank; all of them get all logits.
+  k < n if stopped early; the seconds are those of this rank's batches.
+
+  The longest come first, so that a batch has little padding, and too large a
+  batch is known at once. The ranks take the batches in turn, so that each batch
+  is what it is with one rank; all of them get all logits.
   """
   prefix = training.checkpoint_to_use(config)
   count, size = len(features.unique_ids), config.predict_batch_size
   if config.num_eval_iterations:
     count = min(count, size * config.num_eval_iterations)
   begins = range(size * replica.rank(), count, size * replica.size())
-  mine = np.concatenate([np.arange(i, min(i + size, count)) for i in begins]
-                        + [np.arange(0)])
+  by_length = np.argsort(-features.length[:count], kind="stable")
+  mine = np.concatenate([by_length[i:i + size] for i in begins]
+                        + [by_length[:0]])
   source = input_pipeline.Source(lambda: (
       batch_of(features, mine[i:i + size], False)
       for i in range(0, len(mine), size)))
   estimator = training.estimator(
       config, bert_config, model_fn, checkpoint=prefix)
   logits = np.empty([len(mine), 2, config.max_seq_length], np.float32)
-  watch = hooks.Stopwatch(size)
+  watch, seconds = hooks.Stopwatch(size), []
   with input_pipeline.surfaced(source), logs.progress(
       len(mine), "feature", "predicting") as bar:
-    done = 0
+    done, begin = 0, time.perf_counter()
     for batch in estimator.predict(
         lambda: input_fn(source, None, config.max_seq_length, False),
         checkpoint_path=prefix, yield_single_examples=False):
@@ -379,6 +397,8 @@ def _predict_logits(config, bert_config, features):
       logits[done:done + rows, 1] = batch["end_logits"]
       done += rows
       watch.step(rows)
+      seconds.append(round(time.perf_counter() - begin, 6))
+      begin += seconds[-1]
       bar.update(rows)
       if bar.disable and done // 2000 > (done - rows) // 2000:
         LOGGER.info("predicted %d/%d  sentences per sec %.1f", done, len(mine),
@@ -386,7 +406,7 @@ def _predict_logits(config, bert_config, features):
   logits = replica.gather_arrays(logits)[np.argsort(
       replica.gather_arrays(mine), kind="stable")]
   watch.add_ranks(replica.gather(watch.sentences))
-  return logits[:, 0], logits[:, 1], watch
+  return logits[:, 0], logits[:, 1], watch, seconds
 
 
 def _answer(config, examples, features, logits, tokenizer):
@@ -421,14 +441,16 @@ def predict(config, bert_config, tokenizer):
   """
   examples, features = load_features(
       config, tokenizer, config.predict_file, False)
-  start, end, watch = _predict_logits(config, bert_config, features)
+  start, end, watch, batch_seconds = _predict_logits(
+      config, bert_config, features)
   if not replica.is_chief():
     return None
   watch.log("Inference")
   writer = metrics.MetricsWriter(config.output_dir)
   writer.write("predict", seconds=round(watch.total, 3),
                sentences=watch.sentences,
-               sentences_per_sec=round(watch.rate, 3))
+               sentences_per_sec=round(watch.rate, 3),
+               batch_seconds=batch_seconds)
   scores = None
   if len(start) < len(features.unique_ids):
     LOGGER.info("stopped by --num_eval_iterations after %d of %d features: "

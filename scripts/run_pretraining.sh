@@ -57,6 +57,7 @@ do_eval flag evaluate at the end
 seed whole? seed of weights, dropout and order; empty: the program's own
 END
 training_options
+computation_options
 
 rewrite_positionals() {
   # train, eval, rate, precision, GPUs, ...: the order without use_xla.

@@ -40,16 +40,18 @@ END
 aliases=([num_train_epochs]=epochs [init_checkpoint]=checkpoint
   [train_batch_size]=batch_size [max_seq_length]=seq_length)
 train_file='' predict_batch_size=8 warmup_proportion=0.1
-save_checkpoint_steps=1000 do_predict=true
+save_checkpoint_steps=1000 do_predict=true length_grouping=false
 options <<'END'
 train_file path? training questions; empty: the train file under DATA_DIR
 predict_batch_size count windows a step when predicting
 warmup_proportion fraction share of the steps in which the rate rises
 save_checkpoint_steps count steps from checkpoint to checkpoint
 do_predict flag answer and score the dev questions after training
+length_grouping flag train on batches of similar length
 END
 training_options
 squad_options
+computation_options
 parse_arguments "$@"
 prepare
 
@@ -66,4 +68,5 @@ if $do_predict; then
   flags+=("--predict_file=$REPLY" "--predict_batch_size=$predict_batch_size")
 fi
 training_flags
+if $length_grouping; then flags+=(--length_grouping=true); fi
 run_python "squad_${model_tag}_v$squad_version" run_squad.py "${flags[@]}"

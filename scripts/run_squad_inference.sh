@@ -38,6 +38,7 @@ options <<'END'
 num_gpus count? GPUs to use; empty: those present, at most 8
 END
 squad_options
+computation_options
 parse_arguments "$@"
 prepare
 

@@ -25,10 +25,12 @@ class Step(NamedTuple):
     loss: float32 scalar tensor.
     grads: list of float32 tensors, gradients of the scaled loss.
     train_op: operation of one step of clipped gradient descent.
+    features: dict of what it trains on, to be fed with something else.
   """
   loss: Any
   grads: Any
   train_op: Any
+  features: Any
 
 
 def features_of(task, config, batch, length, predictions, micro_batches):
@@ -41,13 +43,19 @@ def features_of(task, config, batch, length, predictions, micro_batches):
     # A constant would be folded away with half of the forward pass.
     return tf.placeholder_with_default(value, value.shape)
 
-  features = dict(input_ids=below(config.vocab_size, length),
-                  input_mask=below(2, length), segment_ids=below(2, length))
+  # The first half of each sequence is tokens, a part of the other padding.
+  half = length // 2
+  mask = np.arange(length) < half + rng.randint(0, half + 1, leading + [1])
+  features = dict(
+      input_ids=below(config.vocab_size, length),
+      input_mask=tf.placeholder_with_default(mask.astype(np.int32),
+                                             mask.shape),
+      segment_ids=below(2, length))
   if task == "squad":
-    return dict(features, start_positions=below(length),
-                end_positions=below(length))
+    return dict(features, start_positions=below(half),
+                end_positions=below(half))
   return dict(
-      features, masked_lm_positions=below(length, predictions),
+      features, masked_lm_positions=below(half, predictions),
       masked_lm_ids=below(config.vocab_size, predictions),
       masked_lm_weights=tf.cast(below(2, predictions), tf.float32),
       next_sentence_labels=below(2, 1))
@@ -66,8 +74,10 @@ def loss_sum(task, config, features, options):
 
 
 def build_step(task, config, batch=2, length=10, predictions=2,
-               micro_batches=1, matmul_dtype=None):
-  """Builds a training step in the default graph.
+               micro_batches=1, **options):
+  """Builds a training step in the default graph, as a GPU or XLA runs it.
+
+  Padding is removed, and no kernel of fused_ops is taken.
 
   Args:
     task: "pretraining" or "squad".
@@ -76,21 +86,21 @@ def build_step(task, config, batch=2, length=10, predictions=2,
     length: word pieces of a sequence.
     predictions: masked positions of a sequence.
     micro_batches: above 1, all but the last run in a loop.
-    matmul_dtype: see modeling.ModelOptions.
+    **options: others of modeling.ModelOptions.
   """
   features = features_of(task, config, batch, length, predictions,
                          micro_batches)
   step = tf.train.get_or_create_global_step()
   scale = tf.placeholder_with_default(1024.0, [])
   now = tf.identity(step)
+  layout = modeling.ModelOptions(**dict(dict(remove_padding=True), **options))
 
   def loss_of(number):
     micro = features if micro_batches == 1 else {
         name: value[number] for name, value in features.items()}
-    options = modeling.ModelOptions(
-        dropout_key=modeling.DropoutKey(seed=1, step=now, micro_batch=number),
-        matmul_dtype=matmul_dtype)
-    return loss_sum(task, config, micro, options) / batch, {}
+    key = modeling.DropoutKey(seed=1, step=now, micro_batch=number)
+    return loss_sum(task, config, micro, layout._replace(
+        dropout_key=key)) / batch, {}
 
   variables, window = optimization.window_gradients(
       loss_of, micro_batches, scale)
@@ -100,4 +110,4 @@ def build_step(task, config, batch=2, length=10, predictions=2,
              for variable, grad in zip(variables, window.grads)]
   with tf.control_dependencies(updates):
     train_op = tf.assign_add(step, 1).op
-  return Step(window.loss, window.grads, train_op)
+  return Step(window.loss, window.grads, train_op, features)

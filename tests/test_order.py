@@ -142,3 +142,30 @@ class TestSources(object):
       assert order.turns_of(sizes, turn) == done
       done[order._next_turn(sizes, done)] += 1
     assert sum(order.turns_of(sizes, 10 ** 12 + 1)) == 10 ** 12 + 1
+
+
+def test_grouped_batches_are_of_similar_length():
+  lengths = np.random.RandomState(3).randint(1, 400, 1003)
+  batches = list(itertools.islice(
+      order.index_batches(1003, 7, 8, 0, lengths), 3 * 1003 // 8))
+  plain = list(itertools.islice(order.index_batches(1003, 7, 8, 0), 375))
+  spread = lambda found: np.mean([np.ptp(lengths[rows]) for rows in found])
+  assert spread(batches) < 0.15 * spread(plain)
+  # Each row once an epoch, whose batches meet inside of one.
+  flat = np.concatenate(batches)
+  for epoch in range(2):
+    assert sorted(flat[1003 * epoch:1003 * (epoch + 1)]) == list(range(1003))
+  # Batches follow each other at random, and other epochs have others.
+  means = np.array([lengths[rows].mean() for rows in batches[:125]])
+  assert abs(np.corrcoef(means[1:], means[:-1])[0, 1]) < 0.4
+  assert flat[:1003].tolist() != flat[1003:2006].tolist()
+
+
+@pytest.mark.parametrize("consumed", [0, 8, 1000, 1003, 2000, 5008])
+def test_grouped_batches_go_on_anywhere(consumed):
+  lengths = np.random.RandomState(3).randint(1, 400, 1003)
+  whole = order.index_batches(1003, 7, 8, 0, lengths)
+  rest = order.index_batches(1003, 7, 8, consumed // 8 * 8, lengths)
+  for expected, found in zip(itertools.islice(whole, consumed // 8, 900),
+                             itertools.islice(rest, 40)):
+    np.testing.assert_array_equal(found, expected)

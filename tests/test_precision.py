@@ -6,6 +6,7 @@ import ctypes
 import logging
 import multiprocessing
 import os
+import re
 import subprocess
 
 import numpy as np
@@ -21,6 +22,7 @@ from test_run_squad import settings
 from utils import precision
 from utils import session
 from utils import stack
+from utils import training
 from utils.errors import UserError
 
 stack.configure()
@@ -331,8 +333,9 @@ def losses_both_ways(task, micro_batches, dropout):
     with tf.Graph().as_default(), tf.Session(
         config=xla_config(settled._replace(xla=xla))) as sess:
       tf.set_random_seed(1)
-      step = precision_models.build_step(task, config,
-                                         micro_batches=micro_batches)
+      step = precision_models.build_step(
+          task, config, micro_batches=micro_batches,
+          row_buckets=training.ROW_BUCKETS)
       sess.run(tf.global_variables_initializer())
       metadata = tf.RunMetadata()
       fetches = (step.loss, step.train_op)
@@ -366,9 +369,48 @@ def test_same_losses_with_xla(apart):
 
 
 def test_same_losses_with_xla_in_the_loop_over_micro_batches(apart):
-  # One cluster is the loop's body.
+  # Two clusters are the loop's body, which decides on its rows between them.
   check_both_ways(apart(losses_both_ways, "squad", 3, 0.0),
-                  2, 2 * PRODUCTS["squad"])
+                  3, 2 * PRODUCTS["squad"])
+
+
+def compile_into(folder):
+  """Sets a process up in which XLA leaves what it compiles in a folder."""
+  let_xla_in()
+  os.environ["XLA_FLAGS"] += " --xla_dump_to=%s --xla_dump_hlo_as_text" % folder
+
+
+def losses_of_many_lengths(steps):
+  """Returns (losses of steps with other numbers of tokens, those numbers)."""
+  settled = precision.settle(False, False, True)
+  with tf.Graph().as_default(), tf.Session(config=xla_config(settled)) as sess:
+    step = precision_models.build_step(
+        "squad", modeling.BertConfig(**precision_models.TINY), batch=4,
+        length=16, row_buckets=training.ROW_BUCKETS)
+    sess.run(tf.global_variables_initializer())
+    losses, counts = [], []
+    for lengths in np.random.RandomState(0).randint(8, 17, [steps, 4]):
+      losses.append(sess.run([step.loss, step.train_op], {
+          step.features["input_mask"]:
+              np.arange(16) < lengths[:, np.newaxis]})[0])
+      counts.append(int(lengths.sum()))
+  return losses, counts
+
+
+def test_xla_compiles_a_handful_of_programs(tmp_path):
+  context = multiprocessing.get_context("forkserver")
+  with futures.ProcessPoolExecutor(1, context, compile_into,
+                                   (str(tmp_path),)) as pool:
+    losses, counts = pool.submit(losses_of_many_lengths, 24).result(300)
+  programs = collections.Counter(
+      re.search(r"HloModule (cluster_\d+)", path.read_text()).group(1)
+      for path in tmp_path.iterdir()
+      if path.name.endswith(".before_optimizations.txt"))
+  assert np.isfinite(losses).all() and len(set(counts)) > 12
+  used = {-(-count // 8) for count in counts}  # buckets of 4 * 16 / 8 rows
+  # It waits until a number of rows comes again.
+  assert 2 <= max(programs.values()) <= len(used) <= training.ROW_BUCKETS
+  assert len(programs) < 4, programs  # masks and initial values have their own
 
 
 def test_same_dropout_with_xla(apart):

@@ -11,13 +11,13 @@ import run_pretraining
 import run_squad
 import runners
 from test_heads import config
-from test_heads import encoded
 from test_heads import ENCODER
 from test_heads import inputs
 from test_heads import MASKED_LM
 from test_heads import NEXT_SENTENCE
 from test_heads import PRETRAINING
 from test_heads import SPAN
+from test_heads import span_head
 from test_run_squad import place  # pylint: disable=unused-import
 from test_run_squad import settings
 from test_run_squad import weights
@@ -54,15 +54,15 @@ def pretraining_heads():
       config(), False, features["input_ids"], features["input_mask"],
       features["segment_ids"])
   run_pretraining.masked_lm_outputs(
-      config(), model.get_sequence_output(), model.get_embedding_table(),
-      features)
+      config(), model.vectors_at(features["masked_lm_positions"]),
+      model.get_embedding_table(), features)
   run_pretraining.next_sentence_outputs(
       config(), model.get_pooled_output(), features)
 
 
 def squad_head():
   features = {name: tf.constant(value) for name, value in inputs().items()}
-  run_squad.span_logits(encoded(features))
+  span_head(features)
 
 
 def load(build, prefix, **more):

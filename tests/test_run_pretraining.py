@@ -30,18 +30,24 @@ CONFIG = {
 
 
 def write_records(path, count, seed=0, seq=SEQ, predictions=PREDICTIONS):
-  """Writes records of a language of eight words, one a sequence."""
+  """Writes records of a language of eight words, one a sequence.
+
+  Of every other record the last quarter is padding.
+  """
   rng = np.random.RandomState(seed)
   payloads = []
-  for _ in range(count):
-    ids = np.full([seq], rng.randint(5, 13))
-    places = sorted(rng.choice(np.arange(1, seq), predictions, False))
+  half = seq // 2
+  for number in range(count):
+    length = seq - seq // 4 * (number % 2)
+    padding = [0] * (seq - length)
+    ids = np.full([length], rng.randint(5, 13))
+    places = sorted(rng.choice(np.arange(1, length), predictions, False))
     labels = ids[places]
     ids[places] = 4
-    half = seq // 2
     payloads.append(records.encode_features({
-        "input_ids": ids.tolist(), "input_mask": [1] * seq,
-        "segment_ids": [0] * half + [1] * (seq - half),
+        "input_ids": ids.tolist() + padding,
+        "input_mask": [1] * length + padding,
+        "segment_ids": [0] * half + [1] * (length - half) + padding,
         "masked_lm_positions": [int(p) for p in places],
         "masked_lm_ids": labels.tolist(),
         "masked_lm_weights": [1.0] * predictions,

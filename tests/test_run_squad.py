@@ -228,6 +228,9 @@ def test_num_eval_iterations_only_measures(place, tmp_path, trained):
   assert result.status == 0, result.err
   assert "Sentences processed = 8" in result.err
   assert not (tmp_path / "out" / "predictions.json").exists()
+  (row,) = rows(tmp_path / "out", "predict")
+  assert len(row["batch_seconds"]) == 2 and min(row["batch_seconds"]) > 0
+  assert sum(row["batch_seconds"]) <= row["seconds"] + 1e-3
 
 
 def test_nothing_of_an_earlier_prediction_stays(place, tmp_path, trained):

@@ -27,8 +27,11 @@ def with_a_valid_span(logits, features):
   """Makes a window's last word as good as its best token.
 
   Where no window has a valid span Google's code ends in an AttributeError
-  on v2.0; see test_no_valid_span_where_no_answer_is_allowed.
+  on v2.0; see test_no_valid_span_where_no_answer_is_allowed. Padding, which
+  may take a place among Google's best, is worse than all else.
   """
+  padding = np.arange(logits.shape[2]) >= features.length[:, None]
+  logits[:, padding] = -10000
   logits[:, np.arange(len(features)), features.length - 2] = logits.max(axis=2)
   return logits
 
@@ -210,6 +213,13 @@ def test_spans_that_cannot_be(small):
                  max_answer_length=3)
   assert found.predictions == {"q": "Steve Smith'"}
   assert found.nbest["q"][0]["start_logit"] == 1
+
+
+def test_padding_takes_no_place_among_the_best(small):
+  best = {position: 50 for position in (13, 14, 15)}
+  found = answer(small, {3: 5, **best}, {4: 5, **best}, n_best_size=2)
+  assert found == answer(small, {3: 5}, {4: 5}, n_best_size=2)
+  assert found.predictions == {"q": "Steve Smith"}
 
 
 def test_no_valid_span(small):

@@ -19,8 +19,9 @@ stack.configure()
 
 
 def params(k):
-  return dict(precision=precision.settle(False, False, False),
-              config=types.SimpleNamespace(num_accumulation_steps=k, seed=5))
+  return dict(precision=precision.settle(False, False, False), fused_ops=True,
+              config=types.SimpleNamespace(num_accumulation_steps=k, seed=5,
+                                           remove_padding=True))
 
 
 def test_parts_are_exact_means_over_the_window():

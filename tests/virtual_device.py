@@ -48,34 +48,44 @@ class Rewritten(NamedTuple):
                if name not in self.operations)
 
   def dtypes(self, *types, where=""):
-    """Returns {name of a dtype: number of operations of `types` in it}.
+    """Returns {name of a float dtype: number of operations of `types` in it}.
 
     Args:
       *types: types of operations that have an attribute T.
       where: text that the operation's name has in it.
     """
-    return dict(collections.Counter(
+    found = collections.Counter(
         self._dtype(op) for op in self.operations.values()
-        if op.type in types and where in op.name))
+        if op.type in types and where in op.name)
+    return {name: number for name, number in found.items()
+            if tf.as_dtype(name).is_floating}
 
-  def flops(self, where=""):
-    """Returns {name of a dtype: FLOPs of the matrix products in it}."""
+  def flops(self, tokens, length, where=""):
+    """Returns {name of a dtype: FLOPs of the matrix products in it}.
+
+    Args:
+      tokens: int, what a dynamic size of a matrix stands for.
+      length: int, what one of a stack of matrices stands for.
+      where: see `dtypes`.
+    """
     found = collections.Counter()
     for op in self.operations.values():
       if op.type in PRODUCTS and where in op.name:
-        found[self._dtype(op)] += flops(op)
+        found[self._dtype(op)] += flops(op, tokens if op.type == "MatMul"
+                                        else length)
     return dict(found)
 
   def _dtype(self, op):
     return tf.as_dtype(self.nodes[op.name].attr["T"].type).name
 
 
-def flops(op):
-  """Returns the FLOPs of a matrix product whose shapes are static."""
-  result, inputs = op.outputs[0].shape, op.inputs[0].shape
+def flops(op, dynamic):
+  """Returns the FLOPs of a matrix product; dynamic sizes are `dynamic`."""
+  result, inputs = ([dynamic if size is None else size
+                     for size in tensor.shape.as_list()]
+                    for tensor in (op.outputs[0], op.inputs[0]))
   transposed = op.get_attr("transpose_a" if op.type == "MatMul" else "adj_x")
-  inner = inputs.as_list()[-2 if transposed else -1]
-  return 2 * inner * int(np.prod(result.as_list()))
+  return 2 * inputs[-2 if transposed else -1] * int(np.prod(result))
 
 
 def rewrite(target, device=None, optimizer="auto_mixed_precision"):

@@ -22,6 +22,8 @@ from utils import records
 
 GROUP = 8
 WINDOW = 8192
+# Batches among which rows of similar length find each other.
+GROUPING = 50
 
 
 def permutation(seed, epoch, size, place=0):
@@ -34,7 +36,7 @@ def permutation(seed, epoch, size, place=0):
   return np.random.RandomState(key).permutation(size)
 
 
-def index_batches(size, seed, batch_size, consumed):
+def index_batches(size, seed, batch_size, consumed, lengths=None):
   """Yields int64 arrays [batch_size] of row numbers, without end.
 
   Args:
@@ -42,15 +44,45 @@ def index_batches(size, seed, batch_size, consumed):
     seed: seed of the run.
     batch_size: rows in a batch; a batch may reach into the next epoch.
     consumed: rows that the run has had already.
+    lengths: int [size], to put rows of similar length into one batch
+      (`_grouped`); None for batches at random.
   """
+  def rows_of(epoch):
+    rows = permutation(seed, epoch, size)
+    if lengths is None:
+      return rows
+    first = -epoch * size % batch_size  # what a batch of the last epoch lacks
+    return np.concatenate([rows[:first], _grouped(
+        rows[first:], lengths, batch_size, seed, epoch)])
+
   epoch, offset = divmod(consumed, size)
-  pending = permutation(seed, epoch, size)[offset:]
+  pending = rows_of(epoch)[offset:]
   while True:
     while len(pending) < batch_size:
       epoch += 1
-      pending = np.concatenate([pending, permutation(seed, epoch, size)])
+      pending = np.concatenate([pending, rows_of(epoch)])
     yield pending[:batch_size]
     pending = pending[batch_size:]
+
+
+def _grouped(rows, lengths, batch_size, seed, epoch):
+  """Returns the rows so that those of a batch are of similar length.
+
+  Each `GROUPING` batches, which are a random part of the epoch, are sorted by
+  length and cut anew; the new batches follow each other in random order. All
+  rows still come once an epoch, but which share a batch is no longer chance
+  alone.
+  """
+  done = []
+  window = GROUPING * batch_size
+  for number, begin in enumerate(range(0, len(rows), window), 1):
+    part = rows[begin:begin + window]
+    part = part[np.argsort(lengths[part], kind="stable")]
+    whole = len(part) // batch_size
+    batches = part[:whole * batch_size].reshape(whole, batch_size)
+    done += list(batches[permutation(seed, epoch, whole, number)])
+    done.append(part[whole * batch_size:])
+  return np.concatenate(done + [rows[:0]])
 
 
 def _round_robin_skips(counts, consumed):

@@ -27,6 +27,9 @@ _AMPERE = (8, 0)
 
 # What must stay float32, whatever the framework's lists of this version say.
 _FLOAT32_OPS = ("Softmax", "LogSoftmax")
+# What moves rows of tokens to their places and is on none of these lists: it
+# passes on what it is given.
+_MOVES = ("ScatterNd",)
 _LIST_VARIABLE = "TF_AUTO_MIXED_PRECISION_GRAPH_REWRITE_%s_%s"
 
 _PRODUCTS = ("MatMul", "BatchMatMul", "BatchMatMulV2")
@@ -139,10 +142,10 @@ def apply(precision, config):
   on = rewriter_config_pb2.RewriterConfig.ON
   if precision.computes == "fp16":
     rewrites.auto_mixed_precision = on
-    _keep_float32()
+    _complete_lists()
   elif precision.computes == "bf16" and precision.matmul_dtype is None:
     rewrites.auto_mixed_precision_onednn_bfloat16 = on
-    _keep_float32()
+    _complete_lists()
   if precision.xla:
     options.optimizer_options.global_jit_level = tf.OptimizerOptions.ON_1
     # On CPUs it fuses product and bias into an operation that XLA does not
@@ -150,8 +153,8 @@ def apply(precision, config):
     rewrites.remapping = rewriter_config_pb2.RewriterConfig.OFF
 
 
-def _keep_float32():
-  """Moves `_FLOAT32_OPS` to the pass's list of what is never narrowed.
+def _complete_lists():
+  """Puts `_FLOAT32_OPS` on the list of what is never narrowed, `_MOVES` clear.
 
   An operation on two lists would silently switch the whole pass off.
   """
@@ -159,11 +162,12 @@ def _keep_float32():
   asked = set()
   for kind in lists.values():
     asked.update(os.environ.get(_LIST_VARIABLE % (kind, "ADD"), "").split(","))
-  ours = [op for op in _FLOAT32_OPS if op not in asked]
-  for role, kind in lists.items():
-    name = _LIST_VARIABLE % (kind, "ADD" if role == "deny" else "REMOVE")
-    before = [op for op in os.environ.get(name, "").split(",") if op]
-    os.environ[name] = ",".join(before + ours)
+  for role, ops in (("deny", _FLOAT32_OPS), ("clear", _MOVES)):
+    ours = [op for op in ops if op not in asked]
+    for other, kind in lists.items():
+      name = _LIST_VARIABLE % (kind, "ADD" if other == role else "REMOVE")
+      before = [op for op in os.environ.get(name, "").split(",") if op]
+      os.environ[name] = ",".join(before + ours)
 
 
 class XlaReportHook(tf.train.SessionRunHook):

@@ -45,6 +45,11 @@ def define_common(learning_rate, train_batch_size, max_seq_length):
   flags.DEFINE_bool(
       "use_bf16", False, "Mixed precision with bfloat16 (tf2 stack).")
   flags.DEFINE_bool("use_xla", False, "Compile with XLA.")
+  flags.DEFINE_bool(
+      "remove_padding", True, "Compute on real tokens alone.")
+  flags.DEFINE_enum(
+      "fused_ops", "auto", ["auto", "on", "off"], "Kernels of fused_ops: where "
+      "they can be taken, or an error where not, or none.")
   flags.DEFINE_string("log_file", None, "File that gets all log lines.")
 
 

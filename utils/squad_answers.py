@@ -91,14 +91,18 @@ def _token_table(features, rows, values, empty):
 def _candidates(features, rows, start_logits, end_logits, settings):
   """Returns (row, start, end) int64 arrays of the spans that may be answers.
 
-  In the published order: by row, then rank of the start, then of the end.
+  In the published order: by row, then rank of the start, then of the end. But
+  for padding, which is never among the best: what a model gives it means
+  nothing, and differs between the layouts of `modeling.ModelOptions`.
 
   Args:
     rows: int64 [k], consecutive row numbers.
     start_logits, end_logits: float [k, seq] of these rows.
   """
-  starts = best_indexes(start_logits, settings.n_best_size)
-  ends = best_indexes(end_logits, settings.n_best_size)
+  real = np.arange(start_logits.shape[1]) < features.length[rows][:, None]
+  starts, ends = (
+      best_indexes(np.where(real, logits, -np.inf), settings.n_best_size)
+      for logits in (start_logits, end_logits))
   # A token may start an answer only in the window that shows it best; both
   # ends must lie in the paragraph's part.
   may_start = np.take_along_axis(_token_table(

@@ -11,6 +11,7 @@ from utils import checkpoints
 from utils import files
 from utils import hooks
 from utils import input_pipeline
+from utils import kernels
 from utils import precision
 from utils import replica
 from utils import session
@@ -21,6 +22,8 @@ from utils.logs import LOGGER
 
 RECORDS_CONSUMED = "records_consumed"
 BEST_FOLDER = "best"
+# Programs that XLA compiles at most for batches of one size.
+ROW_BUCKETS = 8
 
 
 def global_batch(config):
@@ -36,17 +39,18 @@ def estimator(config, bert_config, model_fn, **params):
     config: the runner's NamedTuple of settings.
     bert_config: modeling.BertConfig.
     model_fn: the runner's model function.
-    **params: plain values that join `config`, `bert_config` and `precision`
-      in the model function's params: `checkpoint` (the prefix that will be
-      restored, or None) and, in training, `run` (a `Run`).
+    **params: plain values that join `config`, `bert_config`, `precision` and
+      `fused_ops` in the model function's params: `checkpoint` (the prefix that
+      will be restored, or None) and, in training, `run` (a `Run`).
   """
   settled = precision.settle(config.use_fp16, config.use_bf16, config.use_xla)
+  fused_ops = kernels.settle(config.fused_ops, config.use_xla)
   return tf.estimator.Estimator(
       model_fn=model_fn,
       config=session.run_config(replica.own_folder(config.output_dir),
                                 config.seed, replica.thread_count(), settled),
       params=dict(params, config=config, bert_config=bert_config,
-                  precision=settled))
+                  precision=settled, fused_ops=fused_ops))
 
 
 def encoder(features, bert_config, is_training, options):
@@ -66,9 +70,18 @@ def encoder(features, bert_config, is_training, options):
       options=options)
 
 
+def _layout(params):
+  """Returns the modeling.ModelOptions of padding."""
+  return dict(
+      remove_padding=params["config"].remove_padding,
+      row_buckets=ROW_BUCKETS if params["precision"].xla else None)
+
+
 def inference_options(params):
   """Returns modeling.ModelOptions of evaluation and prediction."""
-  return modeling.ModelOptions(matmul_dtype=params["precision"].matmul_dtype)
+  return modeling.ModelOptions(
+      matmul_dtype=params["precision"].matmul_dtype,
+      fused_ops=params["fused_ops"], **_layout(params))
 
 
 def inference_hooks():
@@ -165,7 +178,8 @@ def loss_function(params, features, totals_of, weights):
         dropout_key=modeling.DropoutKey(
             seed=config.seed, step=step, micro_batch=number,
             rank=replica.rank()),
-        matmul_dtype=params["precision"].matmul_dtype)
+        matmul_dtype=params["precision"].matmul_dtype,
+        fused_ops=params["fused_ops"], **_layout(params))
     totals = totals_of(micro, options)
     parts = {tag: total / divisors[tag] for tag, total in totals.items()}
     return tf.add_n([parts[tag] for tag in sorted(parts)]), parts
@@ -201,7 +215,8 @@ def train_spec(params, features, totals_of, weights, log_losses=True):
         num_accumulation_steps=config.num_accumulation_steps,
         loss_scale=params["precision"].scales_loss or config.allreduce_fp16,
         exchange=replica.exchange(config.allreduce_fp16),
-        records=(consumed, tf.constant(global_batch(config), tf.int64)))
+        records=(consumed, tf.constant(global_batch(config), tf.int64)),
+        fused_ops=params["fused_ops"])
   if run.checkpoint is None and config.init_checkpoint and replica.is_chief():
     checkpoints.log_report(checkpoints.init_from(
         config.init_checkpoint, tf.trainable_variables(),

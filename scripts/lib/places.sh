@@ -88,8 +88,19 @@ choose_devices() {
   fi
 }
 
+computation_options() {
+  # Options of what computes, the same in all launchers of the model.
+  # shellcheck disable=SC2034
+  remove_padding=true fused_ops=auto
+  options <<'END'
+remove_padding flag compute on real tokens alone
+fused_ops choice:auto|on|off kernels of fused_ops: where they can be taken
+END
+}
+
 choose_precision() {
-  # Flags of precision and XLA, into precision_flags.
+  # Flags of what computes, into precision_flags.
+  local name
   case $precision in
     fp32) precision_flags=(--use_fp16=false) ;;
     fp16) precision_flags=(--use_fp16=true) ;;
@@ -99,6 +110,11 @@ choose_precision() {
       precision_flags=(--use_fp16=false --use_bf16=true) ;;
   esac
   precision_flags+=("--use_xla=$use_xla")
+  for name in remove_padding fused_ops; do
+    if [[ -n ${stated[$name]-} ]]; then
+      precision_flags+=("--$name=${!name}")
+    fi
+  done
 }
 
 prepare() {

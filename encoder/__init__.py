@@ -1,0 +1,1 @@
+"""What `modeling` is made of; code outside of it takes the names from there."""
