@@ -1,0 +1,304 @@
+"""Checks the CUDA kernels against float64, and times them.
+
+  python fused_ops/gpu_check.py [--output FILE.md] [--quick]
+  python fused_ops/gpu_check.py --build_only --arch sm_90
+
+Needs nvcc and numpy, and neither TensorFlow nor PyTorch. Takes a minute or so
+on a GPU. Where there is none, the kernels are compiled for all architectures
+from sm_70 to sm_90 that the compiler knows, and nothing runs. A kernel that
+fails does not keep the others from being checked: each group of kernels has a
+process of its own. Exits with 0 if all that could be checked is right; a speed
+that is missed is shown, but is no error.
+"""
+
+import argparse
+import concurrent.futures
+import ctypes
+import datetime
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+# pylint: disable=wrong-import-position
+from fused_ops import gpu_cases
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+_KERNELS = ROOT / "fused_ops" / "kernels"
+_BUILD = ROOT / "fused_ops" / "build"
+_SHARE = 0.8  # of the copy's bandwidth, that memory-bound kernels shall reach
+_GROUP_SECONDS = 120  # after which a group of kernels is said to hang
+
+
+class CheckError(Exception):
+  """What ends the check, in one line."""
+
+
+# Build -----------------------------------------------------------------------
+
+
+def nvcc():
+  """Returns the compiler's path.
+
+  Raises:
+    CheckError: if there is none.
+  """
+  found = shutil.which("nvcc") or shutil.which("nvcc",
+                                               path="/usr/local/cuda/bin")
+  if not found:
+    raise CheckError("no CUDA compiler here: put nvcc on the PATH")
+  return found
+
+
+def toolkit(compiler):
+  """Returns the compiler's release, such as "13.0"."""
+  text = subprocess.run([compiler, "--version"], stdout=subprocess.PIPE,
+                        check=False).stdout.decode()
+  found = re.search(r"release ([\d.]+)", text)
+  return found.group(1) if found else "unknown"
+
+
+def known_architectures(compiler):
+  """Returns the architectures from sm_70 to sm_90 that the compiler knows."""
+  # CUDA 10 has no such option, but lists them in its help.
+  for option in ("--list-gpu-arch", "--help"):
+    done = subprocess.run([compiler, option], stdout=subprocess.PIPE,
+                          stderr=subprocess.DEVNULL, check=False)
+    found = {int(n) for n in re.findall(r"compute_(\d+)\b",
+                                        done.stdout.decode())}
+    found = ["sm_%d" % n for n in sorted(found) if 70 <= n <= 90]
+    if done.returncode == 0 and found:
+      return found
+  raise CheckError("%s names no architecture from sm_70 to sm_90" % compiler)
+
+
+def this_architecture():
+  """Returns the first GPU's architecture, such as "sm_90", or None."""
+  try:
+    driver = ctypes.CDLL("libcuda.so.1")
+  except OSError:
+    return None
+  device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+  if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
+    return None
+  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{MAJOR,MINOR}
+  driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
+  driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
+  return "sm_%d%d" % (major.value, minor.value)
+
+
+def library_path(architectures):
+  """Returns where the library of these sources and architectures lies."""
+  digest = hashlib.sha256(" ".join(architectures).encode())
+  for path in sorted(_KERNELS.glob("gpu_*")):
+    digest.update(path.read_bytes())
+  name = "_".join(architectures[:1] + architectures[1:][-1:])
+  return _BUILD / ("libbert_gpu_%s_%s.so" % (name, digest.hexdigest()[:16]))
+
+
+def build(compiler, architectures):
+  """Returns the path of the library, made if it was not there.
+
+  Args:
+    compiler: path of nvcc.
+    architectures: list such as ["sm_75", "sm_90"].
+
+  Raises:
+    CheckError: if the compiler fails.
+  """
+  path = library_path(architectures)
+  if path.exists():
+    return path
+  _BUILD.mkdir(parents=True, exist_ok=True)
+  log = path.with_suffix(".log")
+  targets = ["-gencode=arch=compute_%s,code=%s" % (one[3:], one)
+             for one in architectures]
+  with tempfile.TemporaryDirectory(dir=str(_BUILD)) as folder:
+    def compile_one(source):
+      target = os.path.join(folder, source.stem + ".o")
+      _run([compiler, "-O3", "-std=c++14", "-Xcompiler", "-fPIC", "-I.", "-c",
+            str(source.relative_to(ROOT)), "-o", target] + targets, log)
+      return target
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+      objects = list(pool.map(compile_one, sorted(_KERNELS.glob("gpu_*.cu"))))
+    partial = os.path.join(folder, path.name)
+    _run([compiler, "-shared", "-o", partial] + targets + objects, log)
+    os.replace(partial, str(path))
+  return path
+
+
+def _run(command, log):
+  """Runs the compiler in the checkout's root."""
+  done = subprocess.run(command, cwd=str(ROOT), stdout=subprocess.PIPE,
+                        stderr=subprocess.STDOUT, check=False)
+  if done.returncode:
+    log.write_bytes(" ".join(command).encode() + b"\n" + done.stdout)
+    raise CheckError("nvcc failed (see %s)" % log)
+
+
+# Checks ----------------------------------------------------------------------
+
+
+def run_group(library, group, quick):
+  """Runs a group of kernels in a process of its own.
+
+  Returns:
+    [row], each a dict as `gpu_cases.run` prints it; the last one is a failed
+    check if the process did not reach its end.
+  """
+  command = [sys.executable, os.path.abspath(__file__), "--group", group,
+             "--library", str(library)] + (["--quick"] if quick else [])
+  rows, fault = [], None
+  try:
+    done = subprocess.run(command, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, check=False,
+                          timeout=_GROUP_SECONDS)
+    output = done.stdout
+    if done.returncode:
+      words = done.stderr.decode(errors="replace").strip().splitlines()
+      fault = words[-1] if words else "exit code %d" % done.returncode
+  except subprocess.TimeoutExpired as error:
+    output, fault = error.stdout or b"", "no end after %d s" % _GROUP_SECONDS
+  for line in output.decode().splitlines():
+    rows.append(json.loads(line))
+  if fault:
+    rows.append({"check": group, "fault": fault})
+  return rows
+
+
+def check_line(row):
+  """Returns a check's line, which begins with "ok" or "FAIL"."""
+  if row.get("fault"):
+    return "FAIL %s: %s" % (row["check"], row["fault"])
+  return "ok   %s: error %.1e of %.0e" % (row["check"], row["error"],
+                                          row["limit"])
+
+
+def is_good(row):
+  return not row.get("fault")
+
+
+def table(rows):
+  """Returns the lines of Markdown of the timed kernels."""
+  lines = ["| kernel | type | shape | µs | GB/s | of the copy | >= %d %% |"
+           % (100 * _SHARE), "|---|---|---|---|---|---|---|"]
+  for row in rows:
+    share = row["bandwidth"] / row["copy"]
+    lines.append("| %s | %s | %s | %.1f | %.0f | %.0f %% | %s |" % (
+        row["timed"], row["type"], row["shape"], row["microseconds"],
+        row["bandwidth"] / 1e9, 100 * share,
+        "-" if not row["memory_bound"] else
+        "PASS" if share >= _SHARE else "MISS"))
+  return lines
+
+
+def report(about, rows):
+  """Returns the Markdown of a run."""
+  checks = [row for row in rows if "check" in row]
+  copies = [row["copy"] for row in rows if "timed" in row]
+  lines = ["# CUDA kernels on %s" % about["device"], "",
+           "Driver %s, CUDA %s (nvcc), %s, %s." % (
+               about["driver"], about["toolkit"], about["architecture"],
+               about["date"]), ""]
+  if copies:
+    lines += ["Bandwidth counts each input and output once, beside that of a "
+              "copy on the", "device in the same process (%.0f to %.0f GB/s)."
+              % (min(copies) / 1e9, max(copies) / 1e9), ""]
+  lines += table([row for row in rows if "timed" in row])
+  lines += ["", "%d of %d checks against float64 passed; the largest error as "
+            "a share of its limit:" % (sum(map(is_good, checks)), len(checks)),
+            "", "| kernel | checks | largest error / limit |", "|---|---|---|"]
+  kernels = []
+  for row in checks:
+    if row["check"].split()[0] not in kernels:
+      kernels.append(row["check"].split()[0])
+  for kernel in kernels:
+    own = [row for row in checks if row["check"].split()[0] == kernel]
+    worst = max([row["error"] / row["limit"] for row in own if is_good(row)]
+                or [float("nan")])
+    lines.append("| %s | %d of %d | %.2f |" % (
+        kernel, sum(map(is_good, own)), len(own), worst))
+  return "\n".join(lines) + "\n"
+
+
+def driver_version():
+  """Returns the driver's version, or "unknown"."""
+  try:
+    text = pathlib.Path("/proc/driver/nvidia/version").read_text()
+  except OSError:
+    return "unknown"
+  found = re.search(r"\s(\d+\.[\d.]+)\s", text)
+  return found.group(1) if found else "unknown"
+
+
+def check(library, options, about):
+  """Runs all groups; returns whether all is right."""
+  rows = []
+  for group in gpu_cases.groups():
+    for row in run_group(library, group, options.quick):
+      rows.append(row)
+      if "check" in row:
+        print(check_line(row), flush=True)
+      if "device" in row:
+        about["device"] = row["device"]
+  print("\n" + report(about, rows))
+  if options.output:
+    partial = options.output + ".partial"
+    with open(partial, "w", encoding="utf-8") as handle:
+      handle.write(report(about, rows))
+    os.replace(partial, options.output)
+  bad = [row for row in rows if "check" in row and not is_good(row)]
+  for row in bad:
+    print(check_line(row))
+  return not bad
+
+
+def _options(arguments):
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--output", help="Markdown file for the tables")
+  parser.add_argument("--quick", action="store_true",
+                      help="fewer shapes, seeds and rounds")
+  parser.add_argument("--build_only", action="store_true")
+  parser.add_argument("--arch", help="such as sm_90 or sm_75,sm_90")
+  parser.add_argument("--group", choices=sorted(gpu_cases.groups()),
+                      help="what one process runs")
+  parser.add_argument("--library", help="the compiled kernels, for --group")
+  return parser.parse_args(arguments)
+
+
+def main(arguments=None):
+  """Returns the exit code."""
+  options = _options(arguments)
+  if options.group:
+    gpu_cases.run(options.library, options.group, options.quick)
+    return 0
+  here = this_architecture()
+  compiler = nvcc()
+  wanted = (options.arch.split(",") if options.arch else
+            [here] if here else known_architectures(compiler))
+  library = build(compiler, wanted)
+  print("built for %s by nvcc %s: %s" % (
+      ", ".join(wanted), toolkit(compiler), library.relative_to(ROOT)))
+  if options.build_only:
+    return 0
+  if not here:
+    print("no GPU here: nothing was run")
+    return 0
+  about = {"device": "an unknown GPU", "driver": driver_version(),
+           "toolkit": toolkit(compiler), "architecture": here,
+           "date": datetime.date.today().isoformat()}
+  return 0 if check(library, options, about) else 1
+
+
+if __name__ == "__main__":
+  try:
+    sys.exit(main())
+  except (CheckError, OSError) as error:
+    sys.exit("gpu_check: %s" % error)
