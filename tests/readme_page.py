@@ -51,6 +51,17 @@ NOT_RUN = {
         "--predict_file results/dev2000.json -- --stack tf2 --seq_length 128 "
         "--doc_stride 64 --epochs 1 --predict_batch_size 16 "
         "--save_checkpoint_steps 500"],
+    "it takes half an hour": [
+        "python benchmarks/bf16_f1.py results/ranks_f1/seed1_ranks1 "
+        "results/ranks_f1/seed2_ranks1 results/ranks_f1/seed3_ranks1"],
+    "it times three frameworks for an hour": [
+        "bash scripts/setup.sh --stack tf1 --with_tests",
+        "bash scripts/setup.sh --stack tf2 --with_tests",
+        "bash benchmarks/peers.sh",
+        ".venv/tf2/bin/python benchmarks/bench_peers.py --train_file "
+        "data/squad/v1.1/train-v1.1.json --predict_file "
+        "data/squad/v1.1/dev-v1.1.json --vocab_file data/minilm/vocab.txt"],
+    "it compiles for minutes": ["python fused_ops/gpu_check.py"],
     "on real text they take minutes": [
         "python benchmarks/bench_tokenization.py books/*.txt --vocab vocab.txt",
         "python benchmarks/bench_pretraining_data.py books/*.txt --vocab "

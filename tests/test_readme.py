@@ -297,6 +297,9 @@ class Reader:
         target = self.home / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(str(ROOT / name), str(target))
+    if (ROOT / "fused_ops" / "build").is_dir():  # what set-up has built
+      shutil.copytree(str(ROOT / "fused_ops" / "build"),
+                      str(self.home / "fused_ops" / "build"))
     kept = {key: value for key, value in os.environ.items()
             if not key.startswith("BERT_")}
     self.env = dict(
