@@ -42,11 +42,12 @@ def _commands(compiler, folder):
         "-std=c++14", "-DBERT_WIDTH=%d" % width,
         "-DBERT_KERNELS=kernels_" + table, "fused_ops/kernels/cpu_kernels.cc",
         "-o", path]))
-  path = os.path.join(folder, "ops.o")
   standard = "-std=c++14" if stack.IS_TF1 else "-std=c++17"
-  found.append((path, [compiler] + _COMMON + ["-O2", "-w", standard]
-                + tf.sysconfig.get_compile_flags()
-                + ["fused_ops/kernels/cpu_ops.cc", "-o", path]))
+  for name in ("ops", "optimizer_ops"):
+    path = os.path.join(folder, name + ".o")
+    found.append((path, [compiler] + _COMMON + ["-O2", "-w", standard]
+                  + tf.sysconfig.get_compile_flags()
+                  + ["fused_ops/kernels/cpu_%s.cc" % name, "-o", path]))
   return found
 
 

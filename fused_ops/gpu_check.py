@@ -28,7 +28,10 @@ import tempfile
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 # pylint: disable=wrong-import-position
-from fused_ops import gpu_cases
+try:
+  from fused_ops import gpu_cases
+except ImportError as error:
+  sys.exit("gpu_check: %s: take a Python that has numpy" % error)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _KERNELS = ROOT / "fused_ops" / "kernels"
@@ -279,6 +282,9 @@ def main(arguments=None):
   if options.group:
     gpu_cases.run(options.library, options.group, options.quick)
     return 0
+  if options.output and not os.path.isdir(
+      os.path.dirname(os.path.abspath(options.output))):
+    raise CheckError("--output=%s: there is no such folder" % options.output)
   here = this_architecture()
   compiler = nvcc()
   wanted = (options.arch.split(",") if options.arch else

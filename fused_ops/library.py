@@ -9,7 +9,8 @@ import tensorflow.compat.v1 as tf
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _SOURCES = ("kernels/cpu_kernels.h", "kernels/cpu_kernels.cc",
-            "kernels/cpu_ops.cc", "build.py")
+            "kernels/cpu_ops.h", "kernels/cpu_ops.cc",
+            "kernels/cpu_optimizer_ops.cc", "build.py")
 
 
 def path():

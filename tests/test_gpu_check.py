@@ -4,6 +4,7 @@ What the references say is what gpu_check.py holds the CUDA kernels to, so that
 both kinds of kernels mean the same, down to the bits of dropout's masks.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,9 @@ from fused_ops import gpu_device
 from fused_ops import gpu_reference as reference
 from fused_ops import library
 from fused_ops import ops
+from test_fused_ops import normal
+from test_fused_ops import run
+from test_fused_ops import with_gradients
 from utils import stack
 
 stack.configure()
@@ -31,25 +35,6 @@ RATE = 0.1
 def _built():
   if library.fault():
     pytest.fail("the kernels are " + library.fault())
-
-
-def run(make, *arrays):
-  """Returns what `make` of placeholders gives for the arrays."""
-  with tf.Graph().as_default(), tf.Session() as session:
-    inputs = [tf.placeholder(tf.as_dtype(a.dtype), a.shape) for a in arrays]
-    return session.run(make(*inputs), dict(zip(inputs, arrays)))
-
-
-def with_gradients(make, dy, *arrays):
-  """Returns [output, gradients of all inputs]."""
-  def built(*inputs):
-    y = make(*inputs)
-    return [y] + tf.gradients(y, list(inputs), dy)
-  return run(built, *arrays)
-
-
-def normal(seed, *shape):
-  return np.random.RandomState(seed).normal(size=shape).astype(np.float32)
 
 
 def doubles(*arrays):
@@ -231,6 +216,22 @@ def test_no_compiler_is_one_line(monkeypatch):
   monkeypatch.setattr(gpu_check.shutil, "which", lambda *unused, **more: None)
   with pytest.raises(gpu_check.CheckError, match="put nvcc on the PATH"):
     gpu_check.nvcc()
+
+
+def test_output_in_no_folder_is_known_before_the_work(tmp_path):
+  with pytest.raises(gpu_check.CheckError, match="--output=.*no such folder"):
+    gpu_check.main(["--output=%s" % (tmp_path / "none" / "table.md")])
+
+
+def test_no_numpy_is_one_line(tmp_path):
+  (tmp_path / "numpy.py").write_text("raise ImportError('no numpy here')\n")
+  done = subprocess.run(
+      [sys.executable, "fused_ops/gpu_check.py"], cwd=str(gpu_check.ROOT),
+      env=dict(os.environ, PYTHONPATH=str(tmp_path)), stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE, check=False)
+  assert done.returncode == 1
+  assert done.stderr.decode().splitlines() == [
+      "gpu_check: no numpy here: take a Python that has numpy"]
 
 
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc on the PATH")

@@ -277,66 +277,80 @@ def test_killed_prediction_ends_with_whole_files(place, trained, tmp_path):
   assert not [n for n in os.listdir(str(out)) if n.endswith(".tmp")]
 
 
-def bad_cases(place):
-  """Returns {name: (changed settings, what the one line must hold)}."""
-  def write(name, text):
-    (place / name).write_text(text)
-    return place / name
+def written(place, name, text):
+  """Returns the path of a new file."""
+  (place / name).write_text(text)
+  return place / name
 
+
+def bad_questions(place):
+  """Returns {name: (changed settings, what the one line must hold)}."""
   def changed(name, edit):
     data = dataset(9)
     edit(data["data"][0]["paragraphs"][2])
-    return write(name, json.dumps(data))
+    return written(place, name, json.dumps(data))
 
-  def edit_offset(paragraph):
-    paragraph["qas"][0]["answers"][0]["answer_start"] = 5000
+  def question(**values):
+    return lambda paragraph: paragraph["qas"][0].update(values)
 
-  def edit_context(paragraph):
-    paragraph["context"] = ""
+  def answer(**values):
+    return lambda paragraph: paragraph["qas"][0]["answers"][0].update(values)
 
-  def edit_question(paragraph):
-    paragraph["qas"][0]["question"] = " "
+  return {
+      "missing train file": (dict(train_file=place / "none.json"),
+                             ["--train_file", "none.json"]),
+      "not JSON": (dict(predict_file=written(place, "cut.json", '{"data": [')),
+                   ["cut.json"]),
+      "not SQuAD": (dict(predict_file=written(place, "other.json",
+                                              '{"a": 1}')), ["other.json"]),
+      "empty file": (dict(train_file=written(place, "empty.json", "")),
+                     ["empty.json"]),
+      "offset outside": (dict(train_file=changed(
+          "offset.json", answer(answer_start=5000))), ["offset.json", "q2"]),
+      "empty context": (dict(train_file=changed(
+          "context.json", lambda paragraph: paragraph.update(context=""))),
+                        ["context.json"]),
+      "empty question": (dict(train_file=changed(
+          "question.json", question(question=" "))), ["question.json", "q2"]),
+      "no answer to score": (dict(predict_file=changed(
+          "unanswered.json", question(answers=[]))),
+                             ["unanswered.json", "q2"]),
+      "answer is no text": (dict(predict_file=changed(
+          "number.json", answer(text=7))), ["number.json", "q2"])}
 
-  def edit_answers(paragraph):
-    paragraph["qas"][0]["answers"] = []
 
-  def edit_text(paragraph):
-    paragraph["qas"][0]["answers"][0]["text"] = 7
+def bad_vocabularies(place):
+  """Returns cases as `bad_questions` does."""
+  def vocabulary(name, words):
+    return written(place, name, "\n".join(words) + "\n")
 
   def without(token):
     # As many tokens as before, so that only the missing one is amiss.
-    return write("without%s.txt" % token, "\n".join(
-        "x" if w == token else w for w in VOCAB) + "\n")
+    return vocabulary("without%s.txt" % token,
+                      ["x" if word == token else word for word in VOCAB])
 
+  cased = vocabulary("cased.txt", [
+      word if word[0] in "[#" else word.capitalize() for word in VOCAB])
+  return {
+      "missing vocabulary": (dict(vocab_file=place / "none.txt"),
+                             ["--vocab_file", "none.txt"]),
+      "vocabulary of another size": (
+          dict(vocab_file=vocabulary("long.txt", VOCAB + ["x"])),
+          ["long.txt", "config.json"]),
+      "case mismatch": (dict(vocab_file=cased, do_lower_case=True),
+                        ["--do_lower_case"]),
+      "no [CLS]": (dict(vocab_file=without("[CLS]")), ["txt", "[CLS]"]),
+      "no [SEP]": (dict(vocab_file=without("[SEP]")), ["txt", "[SEP]"]),
+      "no [UNK]": (dict(vocab_file=without("[UNK]")), ["txt", "[UNK]"])}
+
+
+def bad_settings(place):
+  """Returns cases as `bad_questions` does."""
   named = place / "cased_L-12_H-768_A-12"
   if not named.exists():
     named.mkdir()
     save(named, "bert_model.ckpt", [1.0])
-
-  cased = write("cased.txt", "\n".join(
-      [w if w[0] in "[#" else w.capitalize() for w in VOCAB]) + "\n")
   return {
-      "missing train file": (dict(train_file=place / "none.json"),
-                             ["--train_file", "none.json"]),
-      "missing vocabulary": (dict(vocab_file=place / "none.txt"),
-                             ["--vocab_file", "none.txt"]),
-      "not JSON": (dict(predict_file=write("cut.json", '{"data": [')),
-                   ["cut.json"]),
-      "not SQuAD": (dict(predict_file=write("other.json", '{"a": 1}')),
-                    ["other.json"]),
-      "empty file": (dict(train_file=write("empty.json", "")),
-                     ["empty.json"]),
-      "offset outside": (dict(train_file=changed("offset.json", edit_offset)),
-                         ["offset.json", "q2"]),
-      "empty context": (dict(train_file=changed(
-          "context.json", edit_context)), ["context.json"]),
-      "empty question": (dict(train_file=changed(
-          "question.json", edit_question)), ["question.json", "q2"]),
-      "vocabulary of another size": (
-          dict(vocab_file=write("long.txt", "\n".join(VOCAB + ["x"]) + "\n")),
-          ["long.txt", "config.json"]),
-      "case mismatch": (dict(vocab_file=cased, do_lower_case=True),
-                        ["--do_lower_case"]),
       "over positions": (dict(max_seq_length=33), ["--max_seq_length", "32"]),
       "no room": (dict(max_query_length=30), ["--max_query_length"]),
       "batch 0": (dict(train_batch_size=0), ["--train_batch_size"]),
@@ -351,20 +365,17 @@ def bad_cases(place):
                          ["--num_train_epochs=inf"]),
       "iterations below 0": (dict(num_eval_iterations=-1),
                              ["--num_eval_iterations=-1"]),
-      "no [CLS]": (dict(vocab_file=without("[CLS]")), ["txt", "[CLS]"]),
-      "no [SEP]": (dict(vocab_file=without("[SEP]")), ["txt", "[SEP]"]),
-      "no [UNK]": (dict(vocab_file=without("[UNK]")), ["txt", "[UNK]"]),
       "log in no folder": (dict(log_file=place / "none" / "log"),
                            ["--log_file", str(place / "none" / "log")]),
       "published cased model": (
           dict(init_checkpoint=named, do_lower_case=True),
           ["--do_lower_case", "cased_L-12_H-768_A-12"]),
-      "export": (dict(export_trtis=True), ["--export_trtis"]),
-      "no answer to score": (dict(predict_file=changed(
-          "unanswered.json", edit_answers)), ["unanswered.json", "q2"]),
-      "answer is no text": (dict(predict_file=changed(
-          "number.json", edit_text)), ["number.json", "q2"]),
-  }
+      "export": (dict(export_trtis=True), ["--export_trtis"])}
+
+
+def bad_cases(place):
+  return dict(bad_questions(place), **dict(bad_vocabularies(place),
+                                           **bad_settings(place)))
 
 
 @pytest.mark.parametrize("name", [

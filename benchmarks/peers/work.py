@@ -5,6 +5,7 @@ that all contenders get the same ones. Imports no framework.
 """
 
 import typing
+import zipfile
 
 import numpy as np
 
@@ -63,7 +64,8 @@ def load_features(path):
         name.split("/")[1]: value for name, value in columns.items()
         if name.startswith(part + "/")}) for part in _PARTS}
     return parts, int(columns["vocab_size"])
-  except (OSError, ValueError, KeyError) as error:
+  except (OSError, EOFError, ValueError, KeyError, TypeError,
+          zipfile.BadZipFile) as error:
     raise UserError(
         "--features: %s holds no features of this program (%s): give "
         "--train_file, --predict_file and --vocab_file to make them anew"

@@ -32,7 +32,9 @@ inline float exponential(float x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  const int32_t bits = (static_cast<int32_t>(n) + 127) * (1 << 23);
+  // Unsigned: what is no number has any exponent, and p keeps it as it is.
+  const uint32_t bits = (static_cast<uint32_t>(static_cast<int32_t>(n)) + 127u)
+                        << 23;
   float power;
   std::memcpy(&power, &bits, sizeof(power));
   return p * power;

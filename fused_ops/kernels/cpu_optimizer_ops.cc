@@ -1,0 +1,270 @@
+// TensorFlow's face of cpu_kernels.h: updates of all variables at once.
+
+#include <cmath>
+
+#include "fused_ops/kernels/cpu_ops.h"
+#include "tensorflow/core/framework/resource_mgr.h"
+#include "tensorflow/core/framework/resource_var.h"
+
+namespace bert {
+namespace {
+
+// Tensor::RefCountIsOne() is private in 1.15, where the framework's own kernels
+// are friends. An explicit instantiation may name what is private.
+template <typename Tag, typename Tag::type kMember>
+struct Grant {
+  friend typename Tag::type member_of(Tag) { return kMember; }
+};
+struct RefCountIsOne {
+  typedef bool (Tensor::*type)() const;
+  friend type member_of(RefCountIsOne);
+};
+template struct Grant<RefCountIsOne, &Tensor::RefCountIsOne>;
+
+// Parameters that one thread works on at a time.
+constexpr int64_t kChunk = 1 << 15;
+
+struct Chunk {
+  int variable;
+  int64_t begin, count;
+};
+
+// Variables, their two slots and gradients, locked while this lives.
+class Parameters {
+ public:
+  ~Parameters() {
+    for (auto it = locked_.rbegin(); it != locked_.rend(); ++it) (*it)->unlock();
+  }
+
+  // Takes inputs 0 to n - 1 as variables, then n of each slot, then gradients.
+  Status open(OpKernelContext* c, int n) {
+    for (int i = 0; i < 3 * n; ++i) {
+      core::RefCountPtr<Var> variable;
+      TF_RETURN_IF_ERROR(LookupResource(c, HandleFromInput(c, i), &variable));
+      variables_.push_back(std::move(variable));
+    }
+    std::vector<mutex*> mutexes;
+    for (auto& variable : variables_) mutexes.push_back(variable->mu());
+    std::sort(mutexes.begin(), mutexes.end());
+    if (std::unique(mutexes.begin(), mutexes.end()) != mutexes.end()) {
+      return errors::InvalidArgument("a variable occurs twice");
+    }
+    for (mutex* one : mutexes) {
+      one->lock();
+      locked_.push_back(one);
+    }
+    for (int i = 0; i < 3 * n; ++i) {
+      Tensor* tensor = variables_[i]->tensor();
+      const Tensor& gradient = c->input(3 * n + i % n);
+      if (!tensor->IsInitialized() || tensor->dtype() != DT_FLOAT ||
+          tensor->shape() != gradient.shape()) {
+        return errors::InvalidArgument(
+            "variable ", i % n, " is not initialized, or not of the shape ",
+            gradient.shape().DebugString(), " of its gradient");
+      }
+      TF_RETURN_IF_ERROR(own(c, variables_[i].get()));
+      values_.push_back(tensor->flat<float>().data());
+    }
+    for (int i = 0; i < n; ++i) {
+      const Tensor& gradient = c->input(3 * n + i);
+      gradients_.push_back(gradient.flat<float>().data());
+      for (int64_t at = 0; at < gradient.NumElements(); at += kChunk) {
+        chunks_.push_back({i, at, std::min<int64_t>(
+            kChunk, gradient.NumElements() - at)});
+      }
+    }
+    n_ = n;
+    return Status();
+  }
+
+  const std::vector<Chunk>& chunks() const { return chunks_; }
+  float* variable(const Chunk& k) const { return values_[k.variable] + k.begin; }
+  float* m(const Chunk& k) const { return values_[n_ + k.variable] + k.begin; }
+  float* v(const Chunk& k) const {
+    return values_[2 * n_ + k.variable] + k.begin;
+  }
+  const float* gradient(const Chunk& k) const {
+    return gradients_[k.variable] + k.begin;
+  }
+
+ private:
+  // Who has read a variable may still hold its buffer: then it gets a new one.
+  static Status own(OpKernelContext* c, Var* variable) {
+    Tensor* tensor = variable->tensor();
+    if (variable->copy_on_read_mode.load() ||
+        (tensor->*member_of(RefCountIsOne()))()) {
+      return Status();
+    }
+    Tensor copy;
+    TF_RETURN_IF_ERROR(c->allocate_temp(DT_FLOAT, tensor->shape(), &copy));
+    const float* from = tensor->flat<float>().data();
+    float* to = copy.flat<float>().data();
+    in_parallel(c, tensor->NumElements(), 1, [&](int64_t begin, int64_t end) {
+      std::copy(from + begin, from + end, to + begin);
+    });
+    *tensor = copy;
+    return Status();
+  }
+
+  int n_ = 0;
+  std::vector<core::RefCountPtr<Var>> variables_;
+  std::vector<mutex*> locked_;
+  std::vector<float*> values_;
+  std::vector<const float*> gradients_;
+  std::vector<Chunk> chunks_;
+};
+
+class UpdateBase : public OpKernel {
+ public:
+  explicit UpdateBase(OpKernelConstruction* c) : OpKernel(c) {
+    OP_REQUIRES_OK(c, c->GetAttr("N", &n_));
+    OP_REQUIRES_OK(c, c->GetAttr("beta_1", &step_.beta_1));
+    OP_REQUIRES_OK(c, c->GetAttr("beta_2", &step_.beta_2));
+    OP_REQUIRES_OK(c, c->GetAttr("epsilon", &step_.epsilon));
+    OP_REQUIRES_OK(c, c->GetAttr("decay", &decay_));
+    OP_REQUIRES(c, static_cast<int>(decay_.size()) == n_,
+                errors::InvalidArgument("`decay` has to have N values"));
+  }
+
+ protected:
+  float scalar(OpKernelContext* c, int i) const {
+    return c->input(4 * n_ + i).flat<float>()(0);
+  }
+
+  AdamStep step_of(OpKernelContext* c) const {
+    AdamStep step = step_;
+    step.rate = scalar(c, 0);
+    step.gradient_scale = scalar(c, 1);
+    step.correction_1 = step.correction_2 = 1.0f;
+    return step;
+  }
+
+  int n_;
+  AdamStep step_;
+  std::vector<float> decay_;
+};
+
+class AdamUpdate : public UpdateBase {
+ public:
+  explicit AdamUpdate(OpKernelConstruction* c) : UpdateBase(c) {}
+  void Compute(OpKernelContext* c) override {
+    Parameters all;
+    OP_REQUIRES_OK(c, all.open(c, n_));
+    const AdamStep step = step_of(c);
+    in_parallel(c, all.chunks().size(), 10 * kChunk,
+                [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const Chunk& k = all.chunks()[i];
+        AdamStep one = step;
+        one.decay = decay_[k.variable];
+        kernels().adam(one, k.count, all.gradient(k), all.m(k), all.v(k),
+                       all.variable(k));
+      }
+    });
+  }
+};
+
+class LambUpdate : public UpdateBase {
+ public:
+  explicit LambUpdate(OpKernelConstruction* c) : UpdateBase(c) {
+    OP_REQUIRES_OK(c, c->GetAttr("adapt", &adapt_));
+    OP_REQUIRES(c, static_cast<int>(adapt_.size()) == n_,
+                errors::InvalidArgument("`adapt` has to have N values"));
+  }
+  void Compute(OpKernelContext* c) override {
+    Parameters all;
+    OP_REQUIRES_OK(c, all.open(c, n_));
+    AdamStep step = step_of(c);
+    step.correction_1 = scalar(c, 2);
+    step.correction_2 = scalar(c, 3);
+    const int64_t chunks = all.chunks().size();
+    std::vector<double> square_w(chunks), square_direction(chunks);
+    std::vector<std::vector<float>> directions(chunks);
+    in_parallel(c, chunks, 12 * kChunk, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const Chunk& k = all.chunks()[i];
+        AdamStep one = step;
+        one.decay = decay_[k.variable];
+        directions[i].resize(k.count);
+        kernels().lamb(one, k.count, all.gradient(k), all.m(k), all.v(k),
+                       all.variable(k), directions[i].data(), &square_w[i],
+                       &square_direction[i]);
+      }
+    });
+    std::vector<double> w(n_), direction(n_);
+    for (int64_t i = 0; i < chunks; ++i) {
+      w[all.chunks()[i].variable] += square_w[i];
+      direction[all.chunks()[i].variable] += square_direction[i];
+    }
+    in_parallel(c, chunks, 2 * kChunk, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const Chunk& k = all.chunks()[i];
+        const double a = w[k.variable], b = direction[k.variable];
+        const double ratio =
+            adapt_[k.variable] && a > 0 && b > 0 ? std::sqrt(a / b) : 1.0;
+        kernels().subtract(step.rate * static_cast<float>(ratio), k.count,
+                           directions[i].data(), all.variable(k));
+      }
+    });
+  }
+
+ private:
+  std::vector<bool> adapt_;
+};
+
+// The global norm of tensors, with one pass over each.
+class GlobalNorm : public OpKernel {
+ public:
+  explicit GlobalNorm(OpKernelConstruction* c) : OpKernel(c) {}
+  void Compute(OpKernelContext* c) override {
+    std::vector<Chunk> chunks;
+    for (int i = 0; i < c->num_inputs(); ++i) {
+      const int64_t size = c->input(i).NumElements();
+      for (int64_t at = 0; at < size; at += kChunk) {
+        chunks.push_back({i, at, std::min<int64_t>(kChunk, size - at)});
+      }
+    }
+    std::vector<double> squares(chunks.size());
+    in_parallel(c, chunks.size(), 2 * kChunk, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        squares[i] = kernels().sum_of_squares(
+            chunks[i].count,
+            c->input(chunks[i].variable).flat<float>().data() + chunks[i].begin);
+      }
+    });
+    double total = 0;
+    for (double square : squares) total += square;
+    float* norm = out_of(c, 0, TensorShape({}));
+    if (norm) *norm = static_cast<float>(std::sqrt(total));
+  }
+};
+
+REGISTER_OP("BertAdam")
+    .Input("variable: N * resource").Input("m: N * resource")
+    .Input("v: N * resource").Input("gradient: N * float")
+    .Input("rate: float").Input("gradient_scale: float")
+    .Attr("N: int >= 1").Attr("beta_1: float").Attr("beta_2: float")
+    .Attr("epsilon: float").Attr("decay: list(float)")
+    .SetIsStateful();
+REGISTER_OP("BertLamb")
+    .Input("variable: N * resource").Input("m: N * resource")
+    .Input("v: N * resource").Input("gradient: N * float")
+    .Input("rate: float").Input("gradient_scale: float")
+    .Input("correction_1: float").Input("correction_2: float")
+    .Attr("N: int >= 1").Attr("beta_1: float").Attr("beta_2: float")
+    .Attr("epsilon: float").Attr("decay: list(float)")
+    .Attr("adapt: list(bool)")
+    .SetIsStateful();
+REGISTER_OP("BertGlobalNorm")
+    .Input("tensors: N * float").Attr("N: int >= 1").Output("norm: float")
+    .SetShapeFn([](InferenceContext* c) {
+      c->set_output(0, c->Scalar());
+      return Status();
+    });
+
+BERT_KERNEL("Adam", AdamUpdate);
+BERT_KERNEL("Lamb", LambUpdate);
+BERT_KERNEL("GlobalNorm", GlobalNorm);
+
+}  // namespace
+}  // namespace bert
