@@ -84,7 +84,7 @@ finetune() {
     --bert_model "$sample" --checkpoint "$run_dir/pretraining" \
     --train_file "$sample/train-v1.1.json" \
     --predict_file "$sample/dev-v1.1.json" --batch_size 16 \
-    --learning_rate 1e-3 --epochs 20 --seq_length 80 --doc_stride 32 \
+    --learning_rate 1e-3 --epochs 30 --seq_length 80 --doc_stride 32 \
     --save_checkpoint_steps 500 -- --max_query_length=16 \
     --max_answer_length=6 --log_every_steps=50
 }
