@@ -1,7 +1,6 @@
 """The comparisons of benchmarks/: their arithmetic, their batches, small runs."""
 
 import json
-import os
 import pathlib
 import re
 import subprocess
@@ -198,6 +197,7 @@ def place(tmp_path_factory):
   (folder / "vocab.txt").write_text("\n".join(VOCAB) + "\n")
   (folder / "train.json").write_text(json.dumps(dataset(40)))
   (folder / "dev.json").write_text(json.dumps(dataset(20)))
+  (folder / "empty.npz").write_bytes(b"")
   return folder
 
 
@@ -296,7 +296,7 @@ def test_what_cannot_run_is_left_out_with_a_line(place, report):
     (dict(features="missing.npz"), "missing.npz"),
     (dict(length=64), "--length=64, but --features"),
     (dict(features=__file__), "holds no features of this program"),
-    (dict(features=os.devnull), "holds no features of this program"),
+    (dict(features="empty.npz"), "holds no features of this program"),
     (dict(FILES, train_file="nowhere.json"), "nowhere.json"),
     (dict(train_file="train.json"), "--vocab_file"),
     (dict(FILES, vocab_file="train.json"), "train.json"),
