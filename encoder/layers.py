@@ -183,10 +183,14 @@ def dense_dropout_add_norm(matrix, residual, initializer, rate, options):
 
 
 def kernel_seed(key, name):
-  """Returns int64 [2], the seed of a kernel's mask."""
-  if key is None:
-    return tf.random_uniform([2], maxval=tf.int64.max, dtype=tf.int64)
-  return _mask_seed(key, name)
+  """Returns int64 [2], the seed of a kernel's mask, on the host.
+
+  There the kernels of GPUs ask for it, too.
+  """
+  with tf.device("/CPU:0"):
+    if key is None:
+      return tf.random_uniform([2], maxval=tf.int64.max, dtype=tf.int64)
+    return _mask_seed(key, name)
 
 
 def layer_norm(input_tensor, name=None):

@@ -428,6 +428,16 @@ def groups():
 # Runs ------------------------------------------------------------------------
 
 
+def kinds_of(kernel, types):
+  """Returns the names of the types that a kernel is made for.
+
+  Args:
+    kernel: function of this module.
+    types: int, how many of `TYPES` there are.
+  """
+  return TYPES[:1] if kernel.__name__ in _OPTIMIZERS else TYPES[:types]
+
+
 def _limit(kernel, kind, name):
   if name.endswith("="):
     return 0.0
@@ -564,7 +574,7 @@ def run(library, group, quick):
   gpu = gpu_device.Gpu(library)
   show({"device": gpu.device})
   kernel, shapes, timed = groups()[group]
-  kinds = TYPES[:1] if group in _OPTIMIZERS else TYPES[:gpu.types]
+  kinds = kinds_of(kernel, gpu.types)
   for kind in kinds:
     for i, arguments in enumerate(shapes):
       for shift in ((0,) if quick or i % 4 else (0, 1)):

@@ -12,15 +12,12 @@ that is missed is shown, but is no error.
 """
 
 import argparse
-import concurrent.futures
-import ctypes
 import datetime
 import hashlib
 import json
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,81 +26,26 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 # pylint: disable=wrong-import-position
 try:
+  from fused_ops import cuda
   from fused_ops import gpu_cases
 except ImportError as error:
   sys.exit("gpu_check: %s: take a Python that has numpy" % error)
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-_KERNELS = ROOT / "fused_ops" / "kernels"
-_BUILD = ROOT / "fused_ops" / "build"
 _SHARE = 0.8  # of the copy's bandwidth, that memory-bound kernels shall reach
 _GROUP_SECONDS = 120  # after which a group of kernels is said to hang
-
-
-class CheckError(Exception):
-  """What ends the check, in one line."""
 
 
 # Build -----------------------------------------------------------------------
 
 
-def nvcc():
-  """Returns the compiler's path.
-
-  Raises:
-    CheckError: if there is none.
-  """
-  found = shutil.which("nvcc") or shutil.which("nvcc",
-                                               path="/usr/local/cuda/bin")
-  if not found:
-    raise CheckError("no CUDA compiler here: put nvcc on the PATH")
-  return found
-
-
-def toolkit(compiler):
-  """Returns the compiler's release, such as "13.0"."""
-  text = subprocess.run([compiler, "--version"], stdout=subprocess.PIPE,
-                        check=False).stdout.decode()
-  found = re.search(r"release ([\d.]+)", text)
-  return found.group(1) if found else "unknown"
-
-
-def known_architectures(compiler):
-  """Returns the architectures from sm_70 to sm_90 that the compiler knows."""
-  # CUDA 10 has no such option, but lists them in its help.
-  for option in ("--list-gpu-arch", "--help"):
-    done = subprocess.run([compiler, option], stdout=subprocess.PIPE,
-                          stderr=subprocess.DEVNULL, check=False)
-    found = {int(n) for n in re.findall(r"compute_(\d+)\b",
-                                        done.stdout.decode())}
-    found = ["sm_%d" % n for n in sorted(found) if 70 <= n <= 90]
-    if done.returncode == 0 and found:
-      return found
-  raise CheckError("%s names no architecture from sm_70 to sm_90" % compiler)
-
-
-def this_architecture():
-  """Returns the first GPU's architecture, such as "sm_90", or None."""
-  try:
-    driver = ctypes.CDLL("libcuda.so.1")
-  except OSError:
-    return None
-  device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-  if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
-    return None
-  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{MAJOR,MINOR}
-  driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
-  driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
-  return "sm_%d%d" % (major.value, minor.value)
-
-
 def library_path(architectures):
   """Returns where the library of these sources and architectures lies."""
   digest = hashlib.sha256(" ".join(architectures).encode())
-  for path in sorted(_KERNELS.glob("gpu_*")):
+  for path in sorted(cuda.KERNELS.glob("gpu_*.cu*")) + [
+      cuda.KERNELS / "gpu_kernels.h"]:
     digest.update(path.read_bytes())
   name = "_".join(architectures[:1] + architectures[1:][-1:])
-  return _BUILD / ("libbert_gpu_%s_%s.so" % (name, digest.hexdigest()[:16]))
+  return cuda.BUILD / ("libbert_gpu_%s_%s.so" % (name, digest.hexdigest()[:16]))
 
 
 def build(compiler, architectures):
@@ -114,36 +56,24 @@ def build(compiler, architectures):
     architectures: list such as ["sm_75", "sm_90"].
 
   Raises:
-    CheckError: if the compiler fails.
+    cuda.CudaError: if the compiler fails.
   """
   path = library_path(architectures)
   if path.exists():
     return path
-  _BUILD.mkdir(parents=True, exist_ok=True)
+  cuda.BUILD.mkdir(parents=True, exist_ok=True)
   log = path.with_suffix(".log")
-  targets = ["-gencode=arch=compute_%s,code=%s" % (one[3:], one)
-             for one in architectures]
-  with tempfile.TemporaryDirectory(dir=str(_BUILD)) as folder:
-    def compile_one(source):
-      target = os.path.join(folder, source.stem + ".o")
-      _run([compiler, "-O3", "-std=c++14", "-Xcompiler", "-fPIC", "-I.", "-c",
-            str(source.relative_to(ROOT)), "-o", target] + targets, log)
-      return target
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-      objects = list(pool.map(compile_one, sorted(_KERNELS.glob("gpu_*.cu"))))
+  with tempfile.TemporaryDirectory(dir=str(cuda.BUILD)) as folder:
+    commands = cuda.compile_commands(
+        compiler, architectures,
+        sorted(one.name for one in cuda.KERNELS.glob("gpu_*.cu")), folder)
+    cuda.run_all([command for _, command in commands], log)
     partial = os.path.join(folder, path.name)
-    _run([compiler, "-shared", "-o", partial] + targets + objects, log)
+    cuda.run_all([[compiler, "-shared", "-o", partial]
+                  + cuda.code_flags(architectures)
+                  + [one for one, _ in commands]], log)
     os.replace(partial, str(path))
   return path
-
-
-def _run(command, log):
-  """Runs the compiler in the checkout's root."""
-  done = subprocess.run(command, cwd=str(ROOT), stdout=subprocess.PIPE,
-                        stderr=subprocess.STDOUT, check=False)
-  if done.returncode:
-    log.write_bytes(" ".join(command).encode() + b"\n" + done.stdout)
-    raise CheckError("nvcc failed (see %s)" % log)
 
 
 # Checks ----------------------------------------------------------------------
@@ -284,21 +214,23 @@ def main(arguments=None):
     return 0
   if options.output and not os.path.isdir(
       os.path.dirname(os.path.abspath(options.output))):
-    raise CheckError("--output=%s: there is no such folder" % options.output)
-  here = this_architecture()
-  compiler = nvcc()
+    raise cuda.CudaError("--output=%s: there is no such folder"
+                         % options.output)
+  here = cuda.this_architecture()
+  compiler = cuda.nvcc()
   wanted = (options.arch.split(",") if options.arch else
-            [here] if here else known_architectures(compiler))
+            [here] if here else cuda.known_architectures(compiler))
   library = build(compiler, wanted)
   print("built for %s by nvcc %s: %s" % (
-      ", ".join(wanted), toolkit(compiler), library.relative_to(ROOT)))
+      ", ".join(wanted), cuda.toolkit(compiler),
+      library.relative_to(cuda.ROOT)))
   if options.build_only:
     return 0
   if not here:
     print("no GPU here: nothing was run")
     return 0
   about = {"device": "an unknown GPU", "driver": driver_version(),
-           "toolkit": toolkit(compiler), "architecture": here,
+           "toolkit": cuda.toolkit(compiler), "architecture": here,
            "date": datetime.date.today().isoformat()}
   return 0 if check(library, options, about) else 1
 
@@ -306,5 +238,5 @@ def main(arguments=None):
 if __name__ == "__main__":
   try:
     sys.exit(main())
-  except (CheckError, OSError) as error:
+  except (cuda.CudaError, OSError) as error:
     sys.exit("gpu_check: %s" % error)

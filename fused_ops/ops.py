@@ -1,7 +1,8 @@
 """The kernels as functions of tensors, with their gradients.
 
-Float32 on CPUs. Shapes: n rows (tokens), w and h widths. Sources of the
-formulas are named in kernels/cpu_kernels.cc.
+Float32; on GPUs the mixed precision pass makes what is [n, ...] float16. Shapes:
+n rows (tokens), w and h widths. Sources of the formulas are named in
+kernels/cpu_kernels.cc.
 """
 
 import tensorflow.compat.v1 as tf

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+from fused_ops import cuda
 from fused_ops import gpu_cases
 from fused_ops import gpu_check
 from fused_ops import gpu_device
@@ -213,20 +214,20 @@ def test_a_group_that_dies_is_a_failed_check(tmp_path):
 
 
 def test_no_compiler_is_one_line(monkeypatch):
-  monkeypatch.setattr(gpu_check.shutil, "which", lambda *unused, **more: None)
-  with pytest.raises(gpu_check.CheckError, match="put nvcc on the PATH"):
-    gpu_check.nvcc()
+  monkeypatch.setattr(cuda.shutil, "which", lambda *unused, **more: None)
+  with pytest.raises(cuda.CudaError, match="put nvcc on the PATH"):
+    cuda.nvcc()
 
 
 def test_output_in_no_folder_is_known_before_the_work(tmp_path):
-  with pytest.raises(gpu_check.CheckError, match="--output=.*no such folder"):
+  with pytest.raises(cuda.CudaError, match="--output=.*no such folder"):
     gpu_check.main(["--output=%s" % (tmp_path / "none" / "table.md")])
 
 
 def test_no_numpy_is_one_line(tmp_path):
   (tmp_path / "numpy.py").write_text("raise ImportError('no numpy here')\n")
   done = subprocess.run(
-      [sys.executable, "fused_ops/gpu_check.py"], cwd=str(gpu_check.ROOT),
+      [sys.executable, "fused_ops/gpu_check.py"], cwd=str(cuda.ROOT),
       env=dict(os.environ, PYTHONPATH=str(tmp_path)), stdout=subprocess.PIPE,
       stderr=subprocess.PIPE, check=False)
   assert done.returncode == 1
@@ -236,10 +237,10 @@ def test_no_numpy_is_one_line(tmp_path):
 
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc on the PATH")
 def test_compiles_here_and_says_for_what():
-  newest = gpu_check.known_architectures(gpu_check.nvcc())[-1]
+  newest = cuda.known_architectures(cuda.nvcc())[-1]
   done = subprocess.run(
       [sys.executable, "fused_ops/gpu_check.py", "--arch", newest,
-       "--build_only"], cwd=str(gpu_check.ROOT), stdout=subprocess.PIPE,
+       "--build_only"], cwd=str(cuda.ROOT), stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT, check=False)
   words = done.stdout.decode()
   assert done.returncode == 0, words
@@ -247,13 +248,13 @@ def test_compiles_here_and_says_for_what():
 
 
 def test_no_gpu_is_said(monkeypatch, capsys):
-  monkeypatch.setattr(gpu_check, "this_architecture", lambda: None)
-  monkeypatch.setattr(gpu_check, "nvcc", lambda: "nvcc")
-  monkeypatch.setattr(gpu_check, "toolkit", lambda _: "10.0")
-  monkeypatch.setattr(gpu_check, "known_architectures",
+  monkeypatch.setattr(cuda, "this_architecture", lambda: None)
+  monkeypatch.setattr(cuda, "nvcc", lambda: "nvcc")
+  monkeypatch.setattr(cuda, "toolkit", lambda _: "10.0")
+  monkeypatch.setattr(cuda, "known_architectures",
                       lambda _: ["sm_70", "sm_75"])
   monkeypatch.setattr(gpu_check, "build",
-                      lambda *unused: gpu_check.ROOT / "x.so")
+                      lambda *unused: cuda.ROOT / "x.so")
   assert gpu_check.main([]) == 0
   assert capsys.readouterr().out.splitlines() == [
       "built for sm_70, sm_75 by nvcc 10.0: x.so",

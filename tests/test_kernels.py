@@ -13,11 +13,14 @@ from utils.logs import LOGGER
 
 @pytest.fixture(name="machine")
 def _machine(monkeypatch):
-  """Function that sets what this machine has."""
-  def set_up(gpu=False, fault=None):
+  """Function that sets what this machine has; `gpu` is its fault, or None."""
+  def set_up(fault=None, **gpu):
     kernels.settle.cache_clear()
-    monkeypatch.setattr(stack, "gpu_available", lambda: gpu)
+    monkeypatch.setattr(stack, "gpu_available", lambda: bool(gpu))
+    monkeypatch.setattr(stack, "compute_capability", lambda: (9, 0))
     monkeypatch.setattr(library, "fault", lambda: fault)
+    monkeypatch.setattr(library, "gpu_fault", lambda capability: {
+        (9, 0): gpu.get("gpu")}[capability])
   # A runner that another test has called in this process switches it off.
   monkeypatch.setattr(LOGGER, "propagate", True)
   yield set_up
@@ -27,8 +30,9 @@ def _machine(monkeypatch):
 CASES = [
     (dict(), False, None),
     (dict(), True, "XLA makes kernels of its own"),
-    (dict(gpu=True), False, "they are for CPUs"),
-    (dict(gpu=True), True, "XLA makes kernels of its own"),
+    (dict(gpu=None), False, None),
+    (dict(gpu="not checked here"), False, "not checked here"),
+    (dict(gpu=None), True, "XLA makes kernels of its own"),
     (dict(fault="not built here"), False, "not built here")]
 
 
@@ -77,3 +81,20 @@ def test_library_that_cannot_be_loaded_is_told(monkeypatch, tmp_path):
   monkeypatch.undo()
   for cached in (library.fault, library.load):
     cached.cache_clear()
+
+
+def test_gpu_takes_what_was_built_for_it_and_found_right(monkeypatch, tmp_path):
+  monkeypatch.setattr(library, "path", lambda gpu=None: (
+      tmp_path / ("libbert_gpu.so" if gpu else "libbert.so")))
+  monkeypatch.setattr(library, "fault", lambda: None)
+  assert "built for CPUs alone" in library.gpu_fault((9, 0))
+  (tmp_path / "libbert_gpu.so").write_bytes(b"")
+  assert "not checked on this GPU" in library.gpu_fault((9, 0))
+  library.record_path().write_text("half of a rec")
+  assert "not checked on this GPU" in library.gpu_fault((9, 0))
+  library.record("sm_90", False)
+  assert "found wrong on this GPU" in library.gpu_fault((9, 0))
+  library.record("sm_90", True)
+  assert library.gpu_fault((9, 0)) is None
+  for other in ((8, 0), None):
+    assert "not checked on this GPU" in library.gpu_fault(other)

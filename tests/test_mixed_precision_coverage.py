@@ -25,6 +25,11 @@ CASTS = {("pretraining", "tf1"): 1035, ("squad", "tf1"): 1020,
          ("pretraining", "tf2"): 963, ("squad", "tf2"): 948}
 
 
+# With the kernels of fused_ops.
+CASTS_OF_KERNELS = {("pretraining", "tf1"): 0, ("squad", "tf1"): 0,
+                    ("pretraining", "tf2"): 0, ("squad", "tf2"): 0}
+
+
 @pytest.fixture(autouse=True, scope="module")
 def lists():
   """The pass's environment, as `precision.apply` leaves it."""
@@ -97,6 +102,36 @@ def test_number_of_casts_in_bert_large(large):
   task, rewritten = large
   print("%s, %s: %d casts added" % (stack.NAME, task, rewritten.casts))
   assert rewritten.casts == CASTS[task, stack.NAME]
+
+
+@pytest.fixture(scope="module", params=["pretraining", "squad"])
+def large_of_kernels(request):
+  """(task, `Rewritten`) with the kernels of fused_ops."""
+  config = modeling.BertConfig(**precision_models.LARGE)
+  with tf.Graph().as_default():
+    step = precision_models.build_step(
+        request.param, config, predictions=20, length=LENGTHS[request.param],
+        fused_ops=True)
+    return request.param, virtual_device.rewrite(step.train_op)
+
+
+def test_kernels_are_float16_between_products_of_bert_large(large_of_kernels):
+  task, rewritten = large_of_kernels
+  assert rewritten.dtypes("MatMul", where="encoder/") == {"float16": 24 * 18}
+  assert not rewritten.dtypes("BatchMatMul", "BatchMatMulV2")
+  for name, count in (("BertBiasGelu", 24), ("BertDropoutAddNorm", 48),
+                      ("BertAttention", 24)):
+    assert rewritten.dtypes(name) == {"float16": count}, name
+    assert rewritten.dtypes(name + "Grad") == {"float16": count}, name
+  for name in ("BertCrossEntropy", "BertCrossEntropyGrad"):
+    assert rewritten.dtypes(name) == (
+        {"float16": 1} if task == "pretraining" else {}), name
+  tokens = 2 * LENGTHS[task]
+  assert set(rewritten.flops(tokens, LENGTHS[task])) == {"float16"}
+  for op in LOSSES + ("Rsqrt", "RsqrtGrad"):
+    assert set(rewritten.dtypes(op)) <= {"float32"}, op
+  print("%s, %s, kernels: %d casts added" % (stack.NAME, task, rewritten.casts))
+  assert rewritten.casts == CASTS_OF_KERNELS[task, stack.NAME]
 
 
 def tiny(**more):

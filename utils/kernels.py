@@ -29,7 +29,7 @@ def settle(asked, use_xla):
   if use_xla:
     fault = "XLA makes kernels of its own"
   elif stack.gpu_available():
-    fault = "they are for CPUs"
+    fault = library.gpu_fault(stack.compute_capability())
   else:
     fault = library.fault()
   if fault is None:

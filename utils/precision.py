@@ -30,6 +30,10 @@ _FLOAT32_OPS = ("Softmax", "LogSoftmax")
 # What moves rows of tokens to their places and is on none of these lists: it
 # passes on what it is given.
 _MOVES = ("ScatterNd",)
+# What is float16 between products that are; it sums up in float32.
+_KERNELS = tuple("Bert" + name + end for name in (
+    "BiasGelu", "DropoutAddNorm", "Attention", "CrossEntropy")
+                 for end in ("", "Grad"))
 _LIST_VARIABLE = "TF_AUTO_MIXED_PRECISION_GRAPH_REWRITE_%s_%s"
 
 _PRODUCTS = ("MatMul", "BatchMatMul", "BatchMatMulV2")
@@ -142,7 +146,7 @@ def apply(precision, config):
   on = rewriter_config_pb2.RewriterConfig.ON
   if precision.computes == "fp16":
     rewrites.auto_mixed_precision = on
-    _complete_lists()
+    _complete_lists(_KERNELS)
   elif precision.computes == "bf16" and precision.matmul_dtype is None:
     rewrites.auto_mixed_precision_onednn_bfloat16 = on
     _complete_lists()
@@ -153,16 +157,20 @@ def apply(precision, config):
     rewrites.remapping = rewriter_config_pb2.RewriterConfig.OFF
 
 
-def _complete_lists():
+def _complete_lists(narrowed=()):
   """Puts `_FLOAT32_OPS` on the list of what is never narrowed, `_MOVES` clear.
 
   An operation on two lists would silently switch the whole pass off.
+
+  Args:
+    narrowed: operations to narrow between others that are.
   """
   lists = stack.PRECISION_LISTS
   asked = set()
   for kind in lists.values():
     asked.update(os.environ.get(_LIST_VARIABLE % (kind, "ADD"), "").split(","))
-  for role, ops in (("deny", _FLOAT32_OPS), ("clear", _MOVES)):
+  for role, ops in (("deny", _FLOAT32_OPS), ("clear", _MOVES),
+                    ("infer", narrowed)):
     ours = [op for op in ops if op not in asked]
     for other, kind in lists.items():
       name = _LIST_VARIABLE % (kind, "ADD" if other == role else "REMOVE")

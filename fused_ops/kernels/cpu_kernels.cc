@@ -12,6 +12,8 @@
 #include <cmath>
 #include <cstring>
 
+#include <immintrin.h>
+
 namespace bert {
 namespace {
 
@@ -73,41 +75,70 @@ inline float normal_cdf(float x, float density_times_root) {
 constexpr int kLanes = 16;
 constexpr int kValues = 8;
 
+// Words of as many lanes as fit in a register; compilers do not find this form
+// by themselves.
+typedef uint32_t Words __attribute__((vector_size(4 * BERT_WIDTH)));
+typedef uint64_t Wide __attribute__((vector_size(4 * BERT_WIDTH)));
+constexpr int kParts = kLanes / BERT_WIDTH;
+
+// The products, 64 bits each, of the lower halves of the pairs of x.
+inline Wide multiply_even(Wide x, uint32_t factor) {
+#if BERT_WIDTH == 16
+  return reinterpret_cast<Wide>(_mm512_mul_epu32(
+      reinterpret_cast<__m512i>(x), _mm512_set1_epi32(factor)));
+#elif BERT_WIDTH == 8
+  return reinterpret_cast<Wide>(_mm256_mul_epu32(
+      reinterpret_cast<__m256i>(x), _mm256_set1_epi32(factor)));
+#else
+  return reinterpret_cast<Wide>(_mm_mul_epu32(
+      reinterpret_cast<__m128i>(x), _mm_set1_epi32(factor)));
+#endif
+}
+
+// The upper and lower halves of factor * x.
+inline void multiply_words(Words x, uint32_t factor, Words* upper,
+                           Words* lower) {
+  const Wide even = multiply_even(reinterpret_cast<Wide>(x), factor);
+  const Wide odd = multiply_even(reinterpret_cast<Wide>(x) >> 32, factor);
+  *upper = reinterpret_cast<Words>((even >> 32) | (odd >> 32 << 32));
+  *lower = reinterpret_cast<Words>((even << 32 >> 32) | (odd << 32));
+}
+
 // `place` is that of the first lane in its row. random[value][lane] < 65536.
 inline void random_block(const Dropout& dropout, uint32_t place, uint32_t row,
                          uint32_t random[kValues][kLanes]) {
-  uint32_t c0[kLanes], c1[kLanes], c2[kLanes], c3[kLanes];
+  Words c0[kParts], c1[kParts], c2[kParts], c3[kParts];
   uint32_t key_0 = static_cast<uint32_t>(dropout.key);
   uint32_t key_1 = static_cast<uint32_t>(dropout.key >> 32);
-  for (int i = 0; i < kLanes; ++i) {
-    c0[i] = place + i;
-    c1[i] = row;
-    c2[i] = static_cast<uint32_t>(dropout.counter);
-    c3[i] = static_cast<uint32_t>(dropout.counter >> 32);
+  uint32_t places[kLanes];
+  for (int i = 0; i < kLanes; ++i) places[i] = place + i;
+  for (int part = 0; part < kParts; ++part) {
+    std::memcpy(&c0[part], places + part * BERT_WIDTH, sizeof(c0[part]));
+    c1[part] = Words{} + row;
+    c2[part] = Words{} + static_cast<uint32_t>(dropout.counter);
+    c3[part] = Words{} + static_cast<uint32_t>(dropout.counter >> 32);
   }
   for (int round = 0; round < 7; ++round) {
-    for (int i = 0; i < kLanes; ++i) {
-      const uint64_t a = static_cast<uint64_t>(0xD2511F53u) * c0[i];
-      const uint64_t b = static_cast<uint64_t>(0xCD9E8D57u) * c2[i];
-      const uint32_t next_0 = static_cast<uint32_t>(b >> 32) ^ c1[i] ^ key_0;
-      const uint32_t next_2 = static_cast<uint32_t>(a >> 32) ^ c3[i] ^ key_1;
-      c1[i] = static_cast<uint32_t>(b);
-      c3[i] = static_cast<uint32_t>(a);
-      c0[i] = next_0;
-      c2[i] = next_2;
+    for (int part = 0; part < kParts; ++part) {
+      Words a, b, next_1, next_3;
+      multiply_words(c0[part], 0xD2511F53u, &a, &next_3);
+      multiply_words(c2[part], 0xCD9E8D57u, &b, &next_1);
+      c0[part] = b ^ c1[part] ^ key_0;
+      c2[part] = a ^ c3[part] ^ key_1;
+      c1[part] = next_1;
+      c3[part] = next_3;
     }
     key_0 += 0x9E3779B9u;
     key_1 += 0xBB67AE85u;
   }
-  for (int i = 0; i < kLanes; ++i) {
-    random[0][i] = c0[i] & 0xffff;
-    random[1][i] = c0[i] >> 16;
-    random[2][i] = c1[i] & 0xffff;
-    random[3][i] = c1[i] >> 16;
-    random[4][i] = c2[i] & 0xffff;
-    random[5][i] = c2[i] >> 16;
-    random[6][i] = c3[i] & 0xffff;
-    random[7][i] = c3[i] >> 16;
+  for (int part = 0; part < kParts; ++part) {
+    const Words words[] = {c0[part], c1[part], c2[part], c3[part]};
+    for (int word = 0; word < 4; ++word) {
+      const Words low = words[word] & 0xffff, high = words[word] >> 16;
+      std::memcpy(random[2 * word] + part * BERT_WIDTH, &low, sizeof(low));
+      std::memcpy(random[2 * word + 1] + part * BERT_WIDTH, &high,
+                  sizeof(high));
+    }
   }
 }
 
@@ -276,8 +307,9 @@ inline Vec load(const float* from) {
 
 inline void store(float* to, Vec v) { std::memcpy(to, &v, sizeof(v)); }
 
-// Rows of a product that stay in registers, two of them wide.
-constexpr int kTile = BERT_WIDTH == 16 ? 8 : 4;
+// Rows of a product that stay in registers, two of them wide. AVX-512 has twice
+// as many registers.
+constexpr int kTile = BERT_WIDTH == 16 ? 8 : 6;
 
 // A matrix whose element (i, j) is at[i * row + j * column].
 struct View {
@@ -330,6 +362,10 @@ void multiply(View a, const float* b, int64_t b_row, int64_t rows,
     strip<kTile, kAdd>({a.at + i * a.row, a.row, a.column}, b, b_row, depth,
                        columns, c + i * c_row, c_row);
   }
+  for (; i + 2 <= rows; i += 2) {
+    strip<2, kAdd>({a.at + i * a.row, a.row, a.column}, b, b_row, depth,
+                   columns, c + i * c_row, c_row);
+  }
   for (; i < rows; ++i) {
     strip<1, kAdd>({a.at + i * a.row, a.row, a.column}, b, b_row, depth,
                    columns, c + i * c_row, c_row);
@@ -338,8 +374,10 @@ void multiply(View a, const float* b, int64_t b_row, int64_t rows,
 
 // Attention ------------------------------------------------------------------
 
-// Rows of scores that are worked on at a time: two of `random_block`'s values.
-constexpr int64_t kGroup = 2 * kValues;
+// Rows of scores that are worked on at a time: kAttentionRows, of whole blocks
+// of `random_block` and whole tiles.
+constexpr int64_t kGroup = kAttentionRows;
+static_assert(kGroup % kValues == 0 && kGroup % kTile == 0, "parts of a block");
 constexpr int64_t kPad = 16;
 
 inline int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
@@ -358,10 +396,36 @@ void copy_rows(const float* from, int64_t rows, int64_t size, int64_t stride,
 void transpose(const float* from, int64_t rows, int64_t size, int64_t stride,
                float* to) {
   const int64_t wide = padded(rows);
-  for (int64_t j = 0; j < size; ++j) {
-    for (int64_t i = 0; i < rows; ++i) to[j * wide + i] = from[i * stride + j];
-    for (int64_t i = rows; i < wide; ++i) to[j * wide + i] = 0.0f;
+  int64_t i = 0;
+  for (; i + kWidth <= rows; i += kWidth, from += kWidth * stride) {
+    for (int64_t j = 0; j < size; ++j) {
+      for (int64_t r = 0; r < kWidth; ++r) {
+        to[j * wide + i + r] = from[r * stride + j];
+      }
+    }
   }
+  for (; i < rows; ++i, from += stride) {
+    for (int64_t j = 0; j < size; ++j) to[j * wide + i] = from[j];
+  }
+  for (; i < wide; ++i) {
+    for (int64_t j = 0; j < size; ++j) to[j * wide + i] = 0.0f;
+  }
+}
+
+// The largest of at least one value that is a number.
+float largest(const float* row, int64_t length) {
+  float top = row[0];
+  int64_t j = 0;
+  if (length >= kWidth) {
+    Vec tops = load(row);
+    for (j = kWidth; j + kWidth <= length; j += kWidth) {
+      const Vec next = load(row + j);
+      tops = next > tops ? next : tops;
+    }
+    for (int i = 0; i < kWidth; ++i) top = tops[i] > top ? tops[i] : top;
+  }
+  for (; j < length; ++j) top = row[j] > top ? row[j] : top;
+  return top;
 }
 
 // The masks of a group of rows of scores, [kGroup, wide]. `row` is the first
@@ -370,10 +434,10 @@ void group_mask(const Dropout& dropout, int64_t head, int64_t row, int64_t wide,
                 float* mask) {
   const float keep = keep_scale(dropout);
   uint32_t random[kValues][kLanes];
-  for (int half = 0; half < 2; ++half, mask += kValues * wide) {
+  for (int part = 0; part < kGroup / kValues; ++part, mask += kValues * wide) {
     for (int64_t j = 0; j < wide; j += kLanes) {
       random_block(dropout, static_cast<uint32_t>(j + (head << 16)),
-                   static_cast<uint32_t>(row + half * kValues), random);
+                   static_cast<uint32_t>(row + part * kValues), random);
       for (int value = 0; value < kValues; ++value) {
         for (int i = 0; i < kLanes; ++i) {
           mask[value * wide + j + i] =
@@ -405,8 +469,7 @@ void attention(const float* query, const float* key, const float* value,
     if (dropout.zeroes) group_mask(dropout, head, first + i, wide, mask);
     for (int64_t r = 0; r < rows; ++r) {
       float* row = scores + r * wide;
-      float top = row[0];
-      for (int64_t j = 1; j < length; ++j) top = row[j] > top ? row[j] : top;
+      const float top = largest(row, length);
       float total = 0.0f;
       for (int64_t j = 0; j < length; ++j) {
         row[j] = exponential(row[j] - top);

@@ -96,10 +96,14 @@ struct Kernels {
   double (*sum_of_squares)(int64_t count, const float* x);
 };
 
+// Rows of scores that attention works on at a time.
+constexpr int64_t kAttentionRows = 48;
+
 // Floats of scratch memory that either direction of attention needs.
 inline int64_t attention_scratch(int64_t length, int64_t size) {
   const int64_t wide = (length + 15) / 16 * 16, deep = (size + 15) / 16 * 16;
-  return 2 * size * wide + 3 * length * deep + 16 * (3 * wide + 2 * deep);
+  return 2 * size * wide + 3 * length * deep +
+         kAttentionRows * (3 * wide + 2 * deep);
 }
 
 // The tables that were compiled; the processor may not have what one needs.

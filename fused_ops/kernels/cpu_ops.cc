@@ -11,7 +11,7 @@ Dropout dropout_of(OpKernelContext* context, int seed, float rate) {
   Dropout dropout;
   dropout.key = static_cast<uint64_t>(values(0));
   dropout.counter = static_cast<uint64_t>(values(1));
-  dropout.zeroes = static_cast<uint32_t>(rate * 65536.0f + 0.5f);
+  dropout.zeroes = zeroes_of(rate);
   return dropout;
 }
 
@@ -27,7 +27,7 @@ class BiasGelu : public OpKernel {
     if (!fits(c, {{0, rows, width}, {1, kVector, width}})) return;
     const float *x = in(c, 0), *bias = in(c, 1);
     float* y = out_like(c, 0, 0);
-    if (!y) return;
+    if (!c->status().ok()) return;
     in_parallel(c, rows, 4 * width, [&](int64_t begin, int64_t end) {
       kernels().bias_gelu(x + begin * width, bias, end - begin, width, exact_,
                           y + begin * width);
@@ -48,7 +48,7 @@ class BiasGeluGrad : public OpKernel {
     if (!fits(c, {{1, rows, width}, {2, kVector, width}})) return;
     const float *dy = in(c, 0), *x = in(c, 1), *bias = in(c, 2);
     float *dx = out_like(c, 0, 1), *dbias = out_like(c, 1, 2);
-    if (!dx || !dbias) return;
+    if (!c->status().ok()) return;
     RowSums sums(rows, width, 1);
     sums.add_up(c, rows, 6, [&](int64_t first, int64_t count, float* sum) {
       const int64_t at = first * width;
@@ -79,7 +79,7 @@ class DropoutAddNorm : public OpKernel {
     float *y = out_like(c, 0, 0), *z = out_like(c, 1, 0),
           *mean = out_of(c, 2, TensorShape({rows})),
           *scale = out_of(c, 3, TensorShape({rows}));
-    if (!y || !z || !mean || !scale) return;
+    if (!c->status().ok()) return;
     in_parallel(c, rows, 4 * width, [&](int64_t begin, int64_t end) {
       const int64_t at = begin * width;
       kernels().dropout_add_norm(
@@ -107,7 +107,7 @@ class DropoutAddNormGrad : public OpKernel {
     float *dx = out_like(c, 0, 0), *dz = out_like(c, 1, 0),
           *dbias = out_like(c, 2, 4), *dgamma = out_like(c, 3, 4),
           *dbeta = out_like(c, 4, 4);
-    if (!dx || !dz || !dbias || !dgamma || !dbeta) return;
+    if (!c->status().ok()) return;
     RowSums sums(rows, width, 3);
     sums.add_up(c, rows, 6, [&](int64_t first, int64_t count, float* sum) {
       const int64_t at = first * width;
@@ -179,7 +179,7 @@ class Attention : public AttentionBase {
     const float scale = 1.0f / std::sqrt(static_cast<float>(size));
     float *out = out_like(c, 0, 0),
           *log_sum = out_of(c, 1, TensorShape({heads_, tokens}));
-    if (!out || !log_sum) return;
+    if (!c->status().ok()) return;
     for_each_head(c, c->input(3), tokens, size, [&](
         int64_t row, int64_t length, int64_t head, float* scratch) {
       const int64_t at = row * width + head * size;
@@ -206,7 +206,7 @@ class AttentionGrad : public AttentionBase {
     const float scale = 1.0f / std::sqrt(static_cast<float>(size));
     float *dquery = out_like(c, 0, 1), *dkey = out_like(c, 1, 2),
           *dvalue = out_like(c, 2, 3);
-    if (!dquery || !dkey || !dvalue) return;
+    if (!c->status().ok()) return;
     for_each_head(c, c->input(6), tokens, size, [&](
         int64_t row, int64_t length, int64_t head, float* scratch) {
       const int64_t at = row * width + head * size;
@@ -250,7 +250,7 @@ class CrossEntropy : public OpKernel {
     const auto label = c->input(2).flat<int32>();
     float *loss = out_of(c, 0, TensorShape({rows})),
           *log_sum = out_of(c, 1, TensorShape({rows}));
-    if (!loss || !log_sum) return;
+    if (!c->status().ok()) return;
     in_parallel(c, rows, 4 * classes, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         kernels().cross_entropy(logits + i * classes, bias, classes, label(i),
@@ -273,7 +273,7 @@ class CrossEntropyGrad : public OpKernel {
                 *log_sum = in(c, 4);
     const auto label = c->input(3).flat<int32>();
     float *dlogits = out_like(c, 0, 1), *dbias = out_like(c, 1, 2);
-    if (!dlogits || !dbias) return;
+    if (!c->status().ok()) return;
     RowSums sums(rows, classes, 1);
     sums.add_up(c, rows, 4, [&](int64_t first, int64_t count, float* sum) {
       for (int64_t i = first; i < first + count; ++i) {
@@ -296,19 +296,25 @@ Status shapes_of(InferenceContext* c) {
   return Status();
 }
 
+// Float32 on CPUs; biases, statistics and losses are float32 with any type.
+#define BERT_TYPE .Attr("T: {float, half, bfloat16} = DT_FLOAT")
+
 REGISTER_OP("BertBiasGelu")
-    .Input("x: float").Input("bias: float").Attr("exact: bool")
-    .Output("y: float")
+    BERT_TYPE
+    .Input("x: T").Input("bias: float").Attr("exact: bool")
+    .Output("y: T")
     .SetShapeFn(shapes_of<0>);
 REGISTER_OP("BertBiasGeluGrad")
-    .Input("dy: float").Input("x: float").Input("bias: float")
-    .Attr("exact: bool").Output("dx: float").Output("dbias: float")
+    BERT_TYPE
+    .Input("dy: T").Input("x: T").Input("bias: float")
+    .Attr("exact: bool").Output("dx: T").Output("dbias: float")
     .SetShapeFn(shapes_of<1, 2>);
 REGISTER_OP("BertDropoutAddNorm")
-    .Input("x: float").Input("bias: float").Input("residual: float")
+    BERT_TYPE
+    .Input("x: T").Input("bias: float").Input("residual: T")
     .Input("gamma: float").Input("beta: float").Input("seed: int64")
     .Attr("rate: float")
-    .Output("y: float").Output("z: float").Output("mean: float")
+    .Output("y: T").Output("z: T").Output("mean: float")
     .Output("scale: float")
     .SetShapeFn([](InferenceContext* c) {
       c->set_output(0, c->input(0));
@@ -318,17 +324,19 @@ REGISTER_OP("BertDropoutAddNorm")
       return Status();
     });
 REGISTER_OP("BertDropoutAddNormGrad")
-    .Input("dy: float").Input("z: float").Input("mean: float")
+    BERT_TYPE
+    .Input("dy: T").Input("z: T").Input("mean: float")
     .Input("scale: float").Input("gamma: float").Input("seed: int64")
     .Attr("rate: float")
-    .Output("dx: float").Output("dz: float").Output("dbias: float")
+    .Output("dx: T").Output("dz: T").Output("dbias: float")
     .Output("dgamma: float").Output("dbeta: float")
     .SetShapeFn(shapes_of<0, 0, 4, 4, 4>);
 REGISTER_OP("BertAttention")
-    .Input("query: float").Input("key: float").Input("value: float")
+    BERT_TYPE
+    .Input("query: T").Input("key: T").Input("value: T")
     .Input("starts: int32").Input("seed: int64")
     .Attr("heads: int").Attr("rate: float")
-    .Output("out: float").Output("log_sum: float")
+    .Output("out: T").Output("log_sum: float")
     .SetShapeFn([](InferenceContext* c) {
       int heads;
       TF_RETURN_IF_ERROR(c->GetAttr("heads", &heads));
@@ -337,30 +345,33 @@ REGISTER_OP("BertAttention")
       return Status();
     });
 REGISTER_OP("BertAttentionGrad")
-    .Input("dout: float").Input("query: float").Input("key: float")
-    .Input("value: float").Input("out: float").Input("log_sum: float")
+    BERT_TYPE
+    .Input("dout: T").Input("query: T").Input("key: T")
+    .Input("value: T").Input("out: T").Input("log_sum: float")
     .Input("starts: int32").Input("seed: int64")
     .Attr("heads: int").Attr("rate: float")
-    .Output("dquery: float").Output("dkey: float").Output("dvalue: float")
+    .Output("dquery: T").Output("dkey: T").Output("dvalue: T")
     .SetShapeFn(shapes_of<1, 2, 3>);
 REGISTER_OP("BertCrossEntropy")
-    .Input("logits: float").Input("bias: float").Input("labels: int32")
+    BERT_TYPE
+    .Input("logits: T").Input("bias: float").Input("labels: int32")
     .Output("loss: float").Output("log_sum: float")
     .SetShapeFn(shapes_of<2, 2>);
 REGISTER_OP("BertCrossEntropyGrad")
-    .Input("dloss: float").Input("logits: float").Input("bias: float")
+    BERT_TYPE
+    .Input("dloss: float").Input("logits: T").Input("bias: float")
     .Input("labels: int32").Input("log_sum: float")
-    .Output("dlogits: float").Output("dbias: float")
+    .Output("dlogits: T").Output("dbias: float")
     .SetShapeFn(shapes_of<1, 2>);
 
-BERT_KERNEL("BiasGelu", BiasGelu);
-BERT_KERNEL("BiasGeluGrad", BiasGeluGrad);
-BERT_KERNEL("DropoutAddNorm", DropoutAddNorm);
-BERT_KERNEL("DropoutAddNormGrad", DropoutAddNormGrad);
-BERT_KERNEL("Attention", Attention);
-BERT_KERNEL("AttentionGrad", AttentionGrad);
-BERT_KERNEL("CrossEntropy", CrossEntropy);
-BERT_KERNEL("CrossEntropyGrad", CrossEntropyGrad);
+BERT_FLOAT_KERNEL("BiasGelu", BiasGelu);
+BERT_FLOAT_KERNEL("BiasGeluGrad", BiasGeluGrad);
+BERT_FLOAT_KERNEL("DropoutAddNorm", DropoutAddNorm);
+BERT_FLOAT_KERNEL("DropoutAddNormGrad", DropoutAddNormGrad);
+BERT_FLOAT_KERNEL("Attention", Attention);
+BERT_FLOAT_KERNEL("AttentionGrad", AttentionGrad);
+BERT_FLOAT_KERNEL("CrossEntropy", CrossEntropy);
+BERT_FLOAT_KERNEL("CrossEntropyGrad", CrossEntropyGrad);
 
 }  // namespace
 }  // namespace bert

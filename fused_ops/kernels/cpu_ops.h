@@ -1,5 +1,5 @@
 // What the operations of cpu_ops.cc and cpu_optimizer_ops.cc share: threads, sums
-// over rows, tensors. One source for TensorFlow 1.15 and 2.15.
+// over rows. One source for TensorFlow 1.15 and 2.15.
 //
 // Work is divided among the threads of the framework's own pool. All that is
 // summed over rows is summed in blocks of kRowBlock and then block by block, and
@@ -9,19 +9,15 @@
 #define FUSED_OPS_KERNELS_CPU_OPS_H_
 
 #include <algorithm>
-#include <initializer_list>
-#include <string>
 #include <vector>
 
 #include "fused_ops/kernels/cpu_kernels.h"
-#include "tensorflow/core/framework/op.h"
-#include "tensorflow/core/framework/op_kernel.h"
+#include "fused_ops/kernels/op_tensors.h"
 #include "tensorflow/core/framework/shape_inference.h"
 #include "tensorflow/core/util/work_sharder.h"
 
 namespace bert {
 
-using namespace tensorflow;  // NOLINT: its macros need it
 using shape_inference::InferenceContext;
 
 // The table for this processor.
@@ -79,62 +75,18 @@ class RowSums {
   std::vector<float> sums_;
 };
 
-inline const float* in(OpKernelContext* context, int i) {
-  return context->input(i).flat<float>().data();
-}
-
-// An output of the shape of an input, or null after an error.
-inline float* out_like(OpKernelContext* context, int output, int input) {
-  Tensor* tensor = nullptr;
-  const Status status = context->allocate_output(
-      output, context->input(input).shape(), &tensor);
-  if (!status.ok()) {
-    context->CtxFailure(status);
-    return nullptr;
-  }
-  return tensor->flat<float>().data();
-}
-
-inline float* out_of(OpKernelContext* context, int output, const TensorShape& shape) {
-  Tensor* tensor = nullptr;
-  const Status status = context->allocate_output(output, shape, &tensor);
-  if (!status.ok()) {
-    context->CtxFailure(status);
-    return nullptr;
-  }
-  return tensor->flat<float>().data();
-}
-
-constexpr int64_t kVector = -1;
-
-// What an input has to be: `rows` x `width` or, with rows kVector, `width`
-// values.
-struct Expected {
-  int input;
-  int64_t rows, width;
-};
-
-inline bool fits(OpKernelContext* context, std::initializer_list<Expected> expected) {
-  for (const Expected& e : expected) {
-    const TensorShape& shape = context->input(e.input).shape();
-    const bool good = e.rows == kVector
-        ? shape.dims() == 1 && shape.dim_size(0) == e.width
-        : shape.dims() == 2 && shape.dim_size(0) == e.rows &&
-              shape.dim_size(1) == e.width;
-    if (!good) {
-      context->CtxFailure(errors::InvalidArgument(
-          "input ", e.input, " of ", context->op_kernel().type_string(),
-          " has shape ", shape.DebugString(), ", not ",
-          e.rows == kVector ? "" : std::to_string(e.rows) + " x ", e.width));
-      return false;
-    }
-  }
-  return true;
-}
-
 }  // namespace bert
 
+// A build of the operations for another device alone leaves these kernels out.
+#ifndef BERT_NO_CPU_KERNELS
 #define BERT_KERNEL(name, type) \
   REGISTER_KERNEL_BUILDER(Name("Bert" name).Device(DEVICE_CPU), type)
+#define BERT_FLOAT_KERNEL(name, type)                                      \
+  REGISTER_KERNEL_BUILDER(                                                 \
+      Name("Bert" name).Device(DEVICE_CPU).TypeConstraint<float>("T"), type)
+#else
+#define BERT_KERNEL(name, type)
+#define BERT_FLOAT_KERNEL(name, type)
+#endif
 
 #endif  // FUSED_OPS_KERNELS_CPU_OPS_H_

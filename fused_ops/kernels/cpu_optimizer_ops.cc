@@ -3,23 +3,10 @@
 #include <cmath>
 
 #include "fused_ops/kernels/cpu_ops.h"
-#include "tensorflow/core/framework/resource_mgr.h"
-#include "tensorflow/core/framework/resource_var.h"
+#include "fused_ops/kernels/op_variables.h"
 
 namespace bert {
 namespace {
-
-// Tensor::RefCountIsOne() is private in 1.15, where the framework's own kernels
-// are friends. An explicit instantiation may name what is private.
-template <typename Tag, typename Tag::type kMember>
-struct Grant {
-  friend typename Tag::type member_of(Tag) { return kMember; }
-};
-struct RefCountIsOne {
-  typedef bool (Tensor::*type)() const;
-  friend type member_of(RefCountIsOne);
-};
-template struct Grant<RefCountIsOne, &Tensor::RefCountIsOne>;
 
 // Parameters that one thread works on at a time.
 constexpr int64_t kChunk = 1 << 15;
@@ -29,88 +16,39 @@ struct Chunk {
   int64_t begin, count;
 };
 
-// Variables, their two slots and gradients, locked while this lives.
+void copy(OpKernelContext* c, const Tensor& from, Tensor* to) {
+  const float* source = from.flat<float>().data();
+  float* target = to->flat<float>().data();
+  in_parallel(c, from.NumElements(), 1, [&](int64_t begin, int64_t end) {
+    std::copy(source + begin, source + end, target + begin);
+  });
+}
+
+// The variables of an update, in chunks.
 class Parameters {
  public:
-  ~Parameters() {
-    for (auto it = locked_.rbegin(); it != locked_.rend(); ++it) (*it)->unlock();
-  }
-
-  // Takes inputs 0 to n - 1 as variables, then n of each slot, then gradients.
   Status open(OpKernelContext* c, int n) {
-    for (int i = 0; i < 3 * n; ++i) {
-      core::RefCountPtr<Var> variable;
-      TF_RETURN_IF_ERROR(LookupResource(c, HandleFromInput(c, i), &variable));
-      variables_.push_back(std::move(variable));
-    }
-    std::vector<mutex*> mutexes;
-    for (auto& variable : variables_) mutexes.push_back(variable->mu());
-    std::sort(mutexes.begin(), mutexes.end());
-    if (std::unique(mutexes.begin(), mutexes.end()) != mutexes.end()) {
-      return errors::InvalidArgument("a variable occurs twice");
-    }
-    for (mutex* one : mutexes) {
-      one->lock();
-      locked_.push_back(one);
-    }
-    for (int i = 0; i < 3 * n; ++i) {
-      Tensor* tensor = variables_[i]->tensor();
-      const Tensor& gradient = c->input(3 * n + i % n);
-      if (!tensor->IsInitialized() || tensor->dtype() != DT_FLOAT ||
-          tensor->shape() != gradient.shape()) {
-        return errors::InvalidArgument(
-            "variable ", i % n, " is not initialized, or not of the shape ",
-            gradient.shape().DebugString(), " of its gradient");
-      }
-      TF_RETURN_IF_ERROR(own(c, variables_[i].get()));
-      values_.push_back(tensor->flat<float>().data());
-    }
+    TF_RETURN_IF_ERROR(all_.open(c, n, copy));
     for (int i = 0; i < n; ++i) {
-      const Tensor& gradient = c->input(3 * n + i);
-      gradients_.push_back(gradient.flat<float>().data());
-      for (int64_t at = 0; at < gradient.NumElements(); at += kChunk) {
-        chunks_.push_back({i, at, std::min<int64_t>(
-            kChunk, gradient.NumElements() - at)});
+      for (int64_t at = 0; at < all_.size(i); at += kChunk) {
+        chunks_.push_back({i, at, std::min<int64_t>(kChunk, all_.size(i) - at)});
       }
     }
-    n_ = n;
     return Status();
   }
 
   const std::vector<Chunk>& chunks() const { return chunks_; }
-  float* variable(const Chunk& k) const { return values_[k.variable] + k.begin; }
-  float* m(const Chunk& k) const { return values_[n_ + k.variable] + k.begin; }
-  float* v(const Chunk& k) const {
-    return values_[2 * n_ + k.variable] + k.begin;
+  float* variable(const Chunk& k) const {
+    return all_.variable(k.variable) + k.begin;
   }
+  float* m(const Chunk& k) const { return all_.m(k.variable) + k.begin; }
+  float* v(const Chunk& k) const { return all_.v(k.variable) + k.begin; }
   const float* gradient(const Chunk& k) const {
-    return gradients_[k.variable] + k.begin;
+    return all_.gradient(k.variable) + k.begin;
   }
 
  private:
-  // Who has read a variable may still hold its buffer: then it gets a new one.
-  static Status own(OpKernelContext* c, Var* variable) {
-    Tensor* tensor = variable->tensor();
-    if (variable->copy_on_read_mode.load() ||
-        (tensor->*member_of(RefCountIsOne()))()) {
-      return Status();
-    }
-    Tensor copy;
-    TF_RETURN_IF_ERROR(c->allocate_temp(DT_FLOAT, tensor->shape(), &copy));
-    const float* from = tensor->flat<float>().data();
-    float* to = copy.flat<float>().data();
-    in_parallel(c, tensor->NumElements(), 1, [&](int64_t begin, int64_t end) {
-      std::copy(from + begin, from + end, to + begin);
-    });
-    *tensor = copy;
-    return Status();
-  }
-
-  int n_ = 0;
-  std::vector<core::RefCountPtr<Var>> variables_;
-  std::vector<mutex*> locked_;
-  std::vector<float*> values_;
-  std::vector<const float*> gradients_;
+  Variables all_;
   std::vector<Chunk> chunks_;
 };
 
@@ -235,7 +173,7 @@ class GlobalNorm : public OpKernel {
     double total = 0;
     for (double square : squares) total += square;
     float* norm = out_of(c, 0, TensorShape({}));
-    if (norm) *norm = static_cast<float>(std::sqrt(total));
+    if (c->status().ok()) *norm = static_cast<float>(std::sqrt(total));
   }
 };
 

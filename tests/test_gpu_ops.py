@@ -1,0 +1,86 @@
+"""The operations for GPUs without a GPU: above kernels that run on the CPU.
+
+fused_ops/op_check.py holds them to float64, as it does on a GPU; what remains
+for a GPU to show are streams and memory, which build.py has it check there.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import tensorflow.compat.v1 as tf
+
+from fused_ops import build
+from fused_ops import cuda
+from fused_ops import library
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+STAND_IN = ROOT / "tests" / "stand_in"
+
+
+@pytest.fixture(scope="module", name="operations")
+def _operations(tmp_path_factory):
+  """A library whose kernels of a GPU are for "/CPU:0"; its path."""
+  compiler = os.environ.get("CXX") or shutil.which("g++")
+  if not compiler:
+    pytest.skip("no C++ compiler (g++) here")
+  folder = tmp_path_factory.mktemp("gpu_ops")
+  flags = ["-O1", "-I%s" % STAND_IN, "-DBERT_GPU_DEVICE=DEVICE_CPU",
+           "-DBERT_NO_CPU_KERNELS"]
+  commands = build.table_commands(compiler, str(folder))[:1]
+  commands += build.operation_commands(
+      compiler, str(folder), ("cpu_ops", "cpu_optimizer_ops", "gpu_ops",
+                              "gpu_optimizer_ops"), flags)
+  path, command = commands[-1]
+  stand_in = str(folder / "stand_in.o")
+  commands.append((stand_in, [
+      stand_in if word == path else
+      str(STAND_IN / "gpu_kernels_on_cpu.cc") if word.endswith(".cc") else word
+      for word in command]))
+  log = folder / "log"
+  cuda.run_all([command for _, command in commands], log)
+  cuda.run_all([[compiler, "-shared"] + [one for one, _ in commands]
+                + tf.sysconfig.get_link_flags()
+                + ["-o", str(folder / "operations.so")]], log)
+  return folder / "operations.so"
+
+
+def check(operations, *arguments, **environment):
+  """Runs op_check.py; returns (status, lines)."""
+  done = subprocess.run(
+      [sys.executable, str(ROOT / "fused_ops" / "op_check.py"),
+       "--device=/CPU:0", "--library=%s" % operations] + list(arguments),
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+      check=False, timeout=600,
+      env=dict(os.environ, CUDA_VISIBLE_DEVICES="", **environment))
+  return done.returncode, (done.stdout.splitlines()
+                           or done.stderr.splitlines()[-1:])
+
+
+def test_operations_hand_over_what_kernels_ask_for(operations):
+  status, lines = check(operations, "--quick")
+  assert status == 0, lines
+  found = re.match(r"(\d+) of (\d+) checks of operations on /CPU:0 passed$",
+                   lines[-1])
+  assert found.group(1) == found.group(2) and int(found.group(1)) > 150
+
+
+def test_failed_kernel_is_said(operations):
+  status, lines = check(operations, "--only", "bias_gelu", "adam", "--quick",
+                        STAND_IN_FAILS="bert_gpu_bias_gelu")
+  assert status == 1
+  assert lines[0].startswith("FAIL bias_gelu float32 1 8 0: ")
+  assert "BertBiasGelu: CUDA says 'invalid value'" in lines[0]
+  assert all(" bias_gelu " in line for line in lines[:-1])
+  assert lines[-1] == "1 of %d checks of operations on /CPU:0 passed" % (
+      len(lines))
+
+
+def test_library_without_kernels_for_the_device_is_one_line(operations):
+  status, lines = check(operations, "--device=/GPU:0")
+  assert (status, lines) == (
+      1, ["op_check: the kernels were not built for /GPU:0"])
