@@ -1,4 +1,4 @@
-"""The comparisons of benchmarks/: their arithmetic, their batches, small runs."""
+"""The comparisons of benchmarks/: arithmetic, batches, small runs."""
 
 import json
 import pathlib
