@@ -30,10 +30,10 @@ _FLOAT32_OPS = ("Softmax", "LogSoftmax")
 # What moves rows of tokens to their places and is on none of these lists: it
 # passes on what it is given.
 _MOVES = ("ScatterNd",)
-# What is float16 between products that are; it sums up in float32.
-_KERNELS = tuple("Bert" + name + end for name in (
-    "BiasGelu", "DropoutAddNorm", "Attention", "CrossEntropy")
-                 for end in ("", "Grad"))
+# Kernels that are float16 between products that are, and sum up in float32.
+# Norms, the sums they are of, and losses stay float32 as they do without kernels.
+_KERNELS = ("BertBiasGelu", "BertBiasGeluGrad", "BertAttention",
+            "BertAttentionGrad")
 _LIST_VARIABLE = "TF_AUTO_MIXED_PRECISION_GRAPH_REWRITE_%s_%s"
 
 _PRODUCTS = ("MatMul", "BatchMatMul", "BatchMatMulV2")
