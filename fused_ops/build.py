@@ -121,22 +121,23 @@ def check_on_gpu(architecture):
   Returns:
     A line of what is wrong, or None.
   """
+  log = library.path(True).with_suffix(".check.log")
   if library.recorded(architecture) is None:
-    log = library.path(True).with_suffix(".check.log")
     with log.open("wb") as stream:
       try:
-        passed = not subprocess.call(
+        status = subprocess.call(
             [sys.executable,
              str(library.ROOT / "fused_ops" / "op_check.py")],
             stdout=stream, stderr=stream, timeout=_CHECK_SECONDS)
       except subprocess.TimeoutExpired:
-        passed = False
-    library.record(architecture, passed)
-    if not passed:
-      return "the check on this GPU failed (see %s)" % log
-  elif not library.recorded(architecture):
-    return "the check on this GPU has failed before"
-  return None
+        status = 1
+    if status == library.CHECK_UNKNOWN:
+      return log.read_text().splitlines()[-1]
+    library.record(architecture, status == 0)
+  if library.recorded(architecture):
+    return None
+  return "their check on this GPU failed (see %s; %s keeps it from being " \
+      "repeated)" % (log, library.record_path().name)
 
 
 def main(arguments=None):

@@ -56,6 +56,8 @@ def load():
 
 # On GPUs ---------------------------------------------------------------------
 
+CHECK_UNKNOWN = 2  # exit status of op_check.py where it could not check
+
 
 def record_path():
   """Returns where build.py writes what the check on a GPU has found."""

@@ -5,7 +5,8 @@
 The cases are those of gpu_check.py, but each kernel is called through its
 operation in a session. fused_ops/build.py runs it on a GPU: kernels are taken
 there only after it has passed. Takes half a minute. Prints what failed and a
-last line with how many did not; exits with 0 if all is right.
+last line with how many did not; exits with 0 if all is right, 1 if not, and 2
+if it could not be found out.
 """
 
 import argparse
@@ -264,6 +265,19 @@ def check(session, groups, quick=False):
   return rows
 
 
+def _open(options):
+  """Returns the `Session` of the command line; ValueError says what is amiss."""
+  if "GPU" in options.device and not stack.gpu_available():
+    raise ValueError("TensorFlow has no GPU here")
+  if not options.library and library.fault():
+    raise ValueError("the kernels are " + library.fault())
+  session = Session(tf.load_op_library(options.library) if options.library
+                    else library.load(), options.device)
+  if not session.types:
+    raise ValueError("the kernels were not built for %s" % options.device)
+  return session
+
+
 def main(arguments=None):
   """Returns the exit code."""
   parser = argparse.ArgumentParser(
@@ -278,12 +292,11 @@ def main(arguments=None):
   parser.add_argument("--quick", action="store_true", help="fewer shapes")
   options = parser.parse_args(arguments)
   stack.configure()
-  if not options.library and library.fault():
-    sys.exit("op_check: the kernels are " + library.fault())
-  session = Session(tf.load_op_library(options.library) if options.library
-                    else library.load(), options.device)
-  if not session.types:
-    sys.exit("op_check: the kernels were not built for %s" % options.device)
+  try:
+    session = _open(options)
+  except ValueError as error:
+    print("op_check: %s" % error, file=sys.stderr)
+    return library.CHECK_UNKNOWN
   rows = check(session, options.only, options.quick)
   bad = [row for row in rows if row.get("fault")]
   for row in bad:

@@ -80,7 +80,33 @@ def test_failed_kernel_is_said(operations):
       len(lines))
 
 
-def test_library_without_kernels_for_the_device_is_one_line(operations):
+def test_no_gpu_is_one_line(operations):
   status, lines = check(operations, "--device=/GPU:0")
   assert (status, lines) == (
-      1, ["op_check: the kernels were not built for /GPU:0"])
+      2, ["op_check: TensorFlow has no GPU here"])
+
+
+@pytest.mark.parametrize("status, recorded, words", [
+    (0, True, None), (1, False, "their check on this GPU failed"),
+    (library.CHECK_UNKNOWN, None, "op_check: what is amiss"),
+    (None, False, "their check on this GPU failed")])
+def test_a_check_on_a_gpu_is_done_once(monkeypatch, tmp_path, status, recorded,
+                                       words):
+  calls = []
+
+  def call(unused_command, stdout, stderr, timeout):
+    del stderr
+    calls.append(1)
+    if status is None:
+      raise subprocess.TimeoutExpired("op_check", timeout)
+    stdout.write(b"op_check: what is amiss\n")
+    return status
+
+  monkeypatch.setattr(subprocess, "call", call)
+  monkeypatch.setattr(library, "path", lambda gpu=None: tmp_path / "lib.so")
+  for _ in range(2):
+    fault = build.check_on_gpu("sm_90")
+    assert fault is None if words is None else fault.startswith(words)
+    assert library.recorded("sm_90") is recorded
+  assert len(calls) == (2 if recorded is None else 1)
+  assert library.recorded("sm_80") is None
