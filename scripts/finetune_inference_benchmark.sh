@@ -57,19 +57,12 @@ else
   training_case_flags "$predict_file" 1
   run_quietly weights run_squad.py "${flags[@]}" || exit 1
 fi
-for seq_length in $lengths; do
-  for batch_size in $batch_sizes; do
-    for precision in $precisions; do
-      choose_precision
-      case_stride
-      squad_flags
-      flags+=("--init_checkpoint=$init_checkpoint" --do_predict=true
-        "--predict_file=$predict_file" "--predict_batch_size=$batch_size"
-        "--num_eval_iterations=$((steps + warm_up))")
-      run_case "length_${seq_length}_batch_${batch_size}_$precision" \
-        run_squad.py "${flags[@]}"
-    done
-  done
-done
+predict_case() {
+  flags+=("--init_checkpoint=$init_checkpoint" --do_predict=true
+    "--predict_file=$predict_file" "--predict_batch_size=$batch_size"
+    "--num_eval_iterations=$((steps + warm_up))")
+  run_case "$case_name" run_squad.py "${flags[@]}"
+}
+squad_cases predict_case
 $dry_run || rm -rf -- "$benchmark_dir/weights"
 close_benchmark inference "$tag"

@@ -47,19 +47,12 @@ train_file=$REPLY
 find_model "$bert_model"
 tag=${task}_training_benchmark_bert_${model_tag}_gpu_$ranks
 open_benchmark "$tag"
-for seq_length in $lengths; do
-  for batch_size in $batch_sizes; do
-    for precision in $precisions; do
-      choose_precision
-      case_stride
-      squad_flags
-      if [[ -f $model_dir/bert_model.ckpt.index ]]; then
-        flags+=("--init_checkpoint=$model_dir/bert_model.ckpt")
-      fi
-      training_case_flags "$train_file" $((steps + warm_up))
-      run_case "length_${seq_length}_batch_${batch_size}_$precision" \
-        run_squad.py "${flags[@]}"
-    done
-  done
-done
+train_case() {
+  if [[ -f $model_dir/bert_model.ckpt.index ]]; then
+    flags+=("--init_checkpoint=$model_dir/bert_model.ckpt")
+  fi
+  training_case_flags "$train_file" $((steps + warm_up))
+  run_case "$case_name" run_squad.py "${flags[@]}"
+}
+squad_cases train_case
 close_benchmark training "$tag"

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import sys
 
 import pytest
@@ -68,3 +69,12 @@ def shared_data():
   if not path.is_dir():
     pytest.skip("no real data beside the checkout (../shared/data)")
   return path
+
+
+@pytest.fixture(scope="session")
+def cxx():
+  """Path of the C++ compiler; skips where there is none."""
+  found = os.environ.get("CXX") or shutil.which("g++")
+  if not found:
+    pytest.skip("no C++ compiler (g++) here")
+  return found

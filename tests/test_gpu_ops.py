@@ -7,7 +7,6 @@ for a GPU to show are streams and memory, which build.py has it check there.
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 
@@ -23,17 +22,14 @@ STAND_IN = ROOT / "tests" / "stand_in"
 
 
 @pytest.fixture(scope="module", name="operations")
-def _operations(tmp_path_factory):
+def _operations(tmp_path_factory, cxx):
   """A library whose kernels of a GPU are for "/CPU:0"; its path."""
-  compiler = os.environ.get("CXX") or shutil.which("g++")
-  if not compiler:
-    pytest.skip("no C++ compiler (g++) here")
   folder = tmp_path_factory.mktemp("gpu_ops")
   flags = ["-O1", "-I%s" % STAND_IN, "-DBERT_GPU_DEVICE=DEVICE_CPU",
            "-DBERT_NO_CPU_KERNELS"]
-  commands = build.table_commands(compiler, str(folder))[:1]
+  commands = build.table_commands(cxx, str(folder))[:1]
   commands += build.operation_commands(
-      compiler, str(folder), ("cpu_ops", "cpu_optimizer_ops", "gpu_ops",
+      cxx, str(folder), ("cpu_ops", "cpu_optimizer_ops", "gpu_ops",
                               "gpu_optimizer_ops"), flags)
   path, command = commands[-1]
   stand_in = str(folder / "stand_in.o")
@@ -43,7 +39,7 @@ def _operations(tmp_path_factory):
       for word in command]))
   log = folder / "log"
   cuda.run_all([command for _, command in commands], log)
-  cuda.run_all([[compiler, "-shared"] + [one for one, _ in commands]
+  cuda.run_all([[cxx, "-shared"] + [one for one, _ in commands]
                 + tf.sysconfig.get_link_flags()
                 + ["-o", str(folder / "operations.so")]], log)
   return folder / "operations.so"

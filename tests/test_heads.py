@@ -388,6 +388,33 @@ def test_training_graph(tmp_path, runner, name, golden, layout):
 
 
 @each_layout
+@pytest.mark.parametrize("runner", [run_pretraining, run_squad])
+def test_training_computes_on_tokens_alone_by_kernels(tmp_path, runner, layout):
+  types = set()
+
+  def rows_of_queries(features):
+    training_spec(runner, features, tmp_path, layout)
+    operations = tf.get_default_graph().get_operations()
+    types.update(op.type for op in operations)
+    return [tf.shape(op.outputs[0])[0] for op in operations
+            if op.type == "MatMul" and op.name.startswith("bert/")
+            and "/query/" in op.name]
+
+  rows, _ = run(rows_of_queries)
+  kernels = {"Bert" + name + end for end in ("", "Grad") for name in (
+      "Attention", "BiasGelu", "DropoutAddNorm") + (
+          ("CrossEntropy",) if runner is run_pretraining else ())}
+  if layout == "default":
+    tokens = int((inputs()["input_mask"] > 0).sum())
+    assert tokens < BATCH * SEQ
+    assert rows == [tokens] * LAYERS
+    assert types >= kernels | {"BertAdam", "BertGlobalNorm"}
+  else:
+    assert rows == [BATCH * SEQ] * LAYERS
+    assert not [name for name in types if name.startswith("Bert")]
+
+
+@each_layout
 def test_prediction_graph_gives_the_logits(tmp_path, monkeypatch, layout):
   monkeypatch.setattr(training, "check_restored", lambda params: None)
 

@@ -1,7 +1,5 @@
 """The CPU's kernels under the address and undefined-behaviour sanitizers."""
 
-import os
-import shutil
 import subprocess
 
 import pytest
@@ -13,19 +11,16 @@ SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
 @pytest.fixture(name="compiler", scope="module")
-def _compiler(tmp_path_factory):
+def _compiler(tmp_path_factory, cxx):
   """A compiler that can link the sanitizers; skips where there is none."""
-  compiler = os.environ.get("CXX") or shutil.which("g++")
-  if not compiler:
-    pytest.skip("no C++ compiler (g++) here")
   folder = tmp_path_factory.mktemp("probe")
   (folder / "x.cc").write_text("int main() { return 0; }\n")
-  probe = subprocess.run([compiler] + SANITIZERS + [
+  probe = subprocess.run([cxx] + SANITIZERS + [
       str(folder / "x.cc"), "-o", str(folder / "x")], check=False,
                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
   if probe.returncode:
     pytest.skip("this compiler has no sanitizers: %s" % probe.stdout.decode())
-  return compiler
+  return cxx
 
 
 def run(command):

@@ -52,43 +52,16 @@ class Parameters {
   std::vector<Chunk> chunks_;
 };
 
-class UpdateBase : public OpKernel {
+class AdamUpdate : public Update<AdamStep> {
  public:
-  explicit UpdateBase(OpKernelConstruction* c) : OpKernel(c) {
-    OP_REQUIRES_OK(c, c->GetAttr("N", &n_));
-    OP_REQUIRES_OK(c, c->GetAttr("beta_1", &step_.beta_1));
-    OP_REQUIRES_OK(c, c->GetAttr("beta_2", &step_.beta_2));
-    OP_REQUIRES_OK(c, c->GetAttr("epsilon", &step_.epsilon));
-    OP_REQUIRES_OK(c, c->GetAttr("decay", &decay_));
-    OP_REQUIRES(c, static_cast<int>(decay_.size()) == n_,
-                errors::InvalidArgument("`decay` has to have N values"));
-  }
-
- protected:
-  float scalar(OpKernelContext* c, int i) const {
-    return c->input(4 * n_ + i).flat<float>()(0);
-  }
-
-  AdamStep step_of(OpKernelContext* c) const {
-    AdamStep step = step_;
-    step.rate = scalar(c, 0);
-    step.gradient_scale = scalar(c, 1);
-    step.correction_1 = step.correction_2 = 1.0f;
-    return step;
-  }
-
-  int n_;
-  AdamStep step_;
-  std::vector<float> decay_;
-};
-
-class AdamUpdate : public UpdateBase {
- public:
-  explicit AdamUpdate(OpKernelConstruction* c) : UpdateBase(c) {}
+  explicit AdamUpdate(OpKernelConstruction* c) : Update(c, false) {}
   void Compute(OpKernelContext* c) override {
     Parameters all;
     OP_REQUIRES_OK(c, all.open(c, n_));
-    const AdamStep step = step_of(c);
+    AdamStep step = step_;
+    step.rate = *scalar(c, 0);
+    step.gradient_scale = *scalar(c, 1);
+    step.correction_1 = step.correction_2 = 1.0f;
     in_parallel(c, all.chunks().size(), 10 * kChunk,
                 [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
@@ -102,19 +75,17 @@ class AdamUpdate : public UpdateBase {
   }
 };
 
-class LambUpdate : public UpdateBase {
+class LambUpdate : public Update<AdamStep> {
  public:
-  explicit LambUpdate(OpKernelConstruction* c) : UpdateBase(c) {
-    OP_REQUIRES_OK(c, c->GetAttr("adapt", &adapt_));
-    OP_REQUIRES(c, static_cast<int>(adapt_.size()) == n_,
-                errors::InvalidArgument("`adapt` has to have N values"));
-  }
+  explicit LambUpdate(OpKernelConstruction* c) : Update(c, true) {}
   void Compute(OpKernelContext* c) override {
     Parameters all;
     OP_REQUIRES_OK(c, all.open(c, n_));
-    AdamStep step = step_of(c);
-    step.correction_1 = scalar(c, 2);
-    step.correction_2 = scalar(c, 3);
+    AdamStep step = step_;
+    step.rate = *scalar(c, 0);
+    step.gradient_scale = *scalar(c, 1);
+    step.correction_1 = *scalar(c, 2);
+    step.correction_2 = *scalar(c, 3);
     const int64_t chunks = all.chunks().size();
     std::vector<double> square_w(chunks), square_direction(chunks);
     std::vector<std::vector<float>> directions(chunks);
@@ -145,9 +116,6 @@ class LambUpdate : public UpdateBase {
       }
     });
   }
-
- private:
-  std::vector<bool> adapt_;
 };
 
 // The global norm of tensors, with one pass over each.

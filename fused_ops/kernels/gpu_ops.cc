@@ -49,11 +49,19 @@ class WithDropout : public GpuKernel {
 
 // Bias and GELU --------------------------------------------------------------
 
-class BiasGelu : public GpuKernel {
+class Gelu : public GpuKernel {
  public:
-  explicit BiasGelu(OpKernelConstruction* c) : GpuKernel(c) {
+  explicit Gelu(OpKernelConstruction* c) : GpuKernel(c) {
     OP_REQUIRES_OK(c, c->GetAttr("exact", &exact_));
   }
+
+ protected:
+  bool exact_;
+};
+
+class BiasGelu : public Gelu {
+ public:
+  explicit BiasGelu(OpKernelConstruction* c) : Gelu(c) {}
   void Compute(OpKernelContext* c) override {
     const int64_t rows = c->input(0).dim_size(0), width = c->input(0).dim_size(1);
     if (!fits(c, {{0, rows, width}, {1, kVector, width}})) return;
@@ -62,16 +70,11 @@ class BiasGelu : public GpuKernel {
     require(c, bert_gpu_bias_gelu(type_, in<void>(c, 0), in(c, 1), rows, width,
                                   exact_, y, stream_of(c)));
   }
-
- private:
-  bool exact_;
 };
 
-class BiasGeluGrad : public GpuKernel {
+class BiasGeluGrad : public Gelu {
  public:
-  explicit BiasGeluGrad(OpKernelConstruction* c) : GpuKernel(c) {
-    OP_REQUIRES_OK(c, c->GetAttr("exact", &exact_));
-  }
+  explicit BiasGeluGrad(OpKernelConstruction* c) : Gelu(c) {}
   void Compute(OpKernelContext* c) override {
     const int64_t rows = c->input(0).dim_size(0), width = c->input(0).dim_size(1);
     if (!fits(c, {{1, rows, width}, {2, kVector, width}})) return;
@@ -85,9 +88,6 @@ class BiasGeluGrad : public GpuKernel {
         type_, in<void>(c, 0), in<void>(c, 1), in(c, 2), rows, width, exact_,
         scratch, dx, dbias, stream_of(c)));
   }
-
- private:
-  bool exact_;
 };
 
 // Dropout, residual and layer norm -------------------------------------------
@@ -133,11 +133,19 @@ class DropoutAddNormGrad : public WithDropout {
 // Attention ------------------------------------------------------------------
 
 // `starts` is on the device, and so is not looked at here.
-class Attention : public WithDropout {
+class AttentionBase : public WithDropout {
  public:
-  explicit Attention(OpKernelConstruction* c) : WithDropout(c) {
+  explicit AttentionBase(OpKernelConstruction* c) : WithDropout(c) {
     OP_REQUIRES_OK(c, c->GetAttr("heads", &heads_));
   }
+
+ protected:
+  int heads_;
+};
+
+class Attention : public AttentionBase {
+ public:
+  explicit Attention(OpKernelConstruction* c) : AttentionBase(c) {}
   void Compute(OpKernelContext* c) override {
     const int64_t tokens = c->input(0).dim_size(0),
                   width = c->input(0).dim_size(1),
@@ -152,16 +160,11 @@ class Attention : public WithDropout {
         in<int32>(c, 3), dropout_of(c, 4), batch, tokens, heads_,
         width / heads_, out, log_sum, stream_of(c)));
   }
-
- private:
-  int heads_;
 };
 
-class AttentionGrad : public WithDropout {
+class AttentionGrad : public AttentionBase {
  public:
-  explicit AttentionGrad(OpKernelConstruction* c) : WithDropout(c) {
-    OP_REQUIRES_OK(c, c->GetAttr("heads", &heads_));
-  }
+  explicit AttentionGrad(OpKernelConstruction* c) : AttentionBase(c) {}
   void Compute(OpKernelContext* c) override {
     const int64_t tokens = c->input(0).dim_size(0),
                   width = c->input(0).dim_size(1),
@@ -180,9 +183,6 @@ class AttentionGrad : public WithDropout {
         tokens, heads_, width / heads_, static_cast<float*>(scratch), dquery,
         dkey, dvalue, stream_of(c)));
   }
-
- private:
-  int heads_;
 };
 
 // Softmax cross-entropy ------------------------------------------------------

@@ -13,17 +13,9 @@ void copy(OpKernelContext* c, const Tensor& from, Tensor* to) {
                              cudaMemcpyDeviceToDevice, stream_of(c)));
 }
 
-class UpdateBase : public OpKernel {
+class GpuUpdate : public Update<BertStep> {
  public:
-  explicit UpdateBase(OpKernelConstruction* c) : OpKernel(c) {
-    OP_REQUIRES_OK(c, c->GetAttr("N", &n_));
-    OP_REQUIRES_OK(c, c->GetAttr("beta_1", &step_.beta_1));
-    OP_REQUIRES_OK(c, c->GetAttr("beta_2", &step_.beta_2));
-    OP_REQUIRES_OK(c, c->GetAttr("epsilon", &step_.epsilon));
-    OP_REQUIRES_OK(c, c->GetAttr("decay", &decay_));
-    OP_REQUIRES(c, static_cast<int>(decay_.size()) == n_,
-                errors::InvalidArgument("`decay` has to have N values"));
-  }
+  GpuUpdate(OpKernelConstruction* c, bool is_lamb) : Update(c, is_lamb) {}
 
  protected:
   std::vector<BertParameter> parameters_of(const Variables& all) const {
@@ -35,55 +27,48 @@ class UpdateBase : public OpKernel {
       parameters[i].gradient = all.gradient(i);
       parameters[i].count = all.size(i);
       parameters[i].decay = decay_[i];
-      parameters[i].adapt = adapt_.empty() ? 0 : adapt_[i];
+      parameters[i].adapt = adapt_[i];
     }
     return parameters;
   }
 
-  // What the scalars that follow the gradients say is read on the device.
-  BertStep step_of(OpKernelContext* c, bool is_lamb) const {
+  // What the scalars say is read on the device.
+  BertStep step_of(OpKernelContext* c) const {
     BertStep step = step_;
-    step.rate = in(c, 4 * n_);
-    step.gradient_scale = in(c, 4 * n_ + 1);
-    step.correction_1 = is_lamb ? in(c, 4 * n_ + 2) : nullptr;
-    step.correction_2 = is_lamb ? in(c, 4 * n_ + 3) : nullptr;
+    step.rate = scalar(c, 0);
+    step.gradient_scale = scalar(c, 1);
+    step.correction_1 = step.correction_2 = nullptr;
     return step;
   }
-
-  int n_;
-  BertStep step_;
-  std::vector<float> decay_;
-  std::vector<bool> adapt_;
 };
 
-class Adam : public UpdateBase {
+class Adam : public GpuUpdate {
  public:
-  explicit Adam(OpKernelConstruction* c) : UpdateBase(c) {}
+  explicit Adam(OpKernelConstruction* c) : GpuUpdate(c, false) {}
   void Compute(OpKernelContext* c) override {
     Variables all;
     OP_REQUIRES_OK(c, all.open(c, n_, copy));
     if (!c->status().ok()) return;
-    require(c, bert_gpu_adam(parameters_of(all).data(), n_, step_of(c, false),
+    require(c, bert_gpu_adam(parameters_of(all).data(), n_, step_of(c),
                              stream_of(c)));
   }
 };
 
-class Lamb : public UpdateBase {
+class Lamb : public GpuUpdate {
  public:
-  explicit Lamb(OpKernelConstruction* c) : UpdateBase(c) {
-    OP_REQUIRES_OK(c, c->GetAttr("adapt", &adapt_));
-    OP_REQUIRES(c, static_cast<int>(adapt_.size()) == n_,
-                errors::InvalidArgument("`adapt` has to have N values"));
-  }
+  explicit Lamb(OpKernelConstruction* c) : GpuUpdate(c, true) {}
   void Compute(OpKernelContext* c) override {
     Variables all;
     OP_REQUIRES_OK(c, all.open(c, n_, copy));
     const std::vector<BertParameter> parameters = parameters_of(all);
+    BertStep step = step_of(c);
+    step.correction_1 = scalar(c, 2);
+    step.correction_2 = scalar(c, 3);
     Tensor memory;
     void* scratch = scratch_of(
         c, bert_gpu_lamb_scratch(parameters.data(), n_), &memory);
     if (!c->status().ok()) return;
-    require(c, bert_gpu_lamb(parameters.data(), n_, step_of(c, true), scratch,
+    require(c, bert_gpu_lamb(parameters.data(), n_, step, scratch,
                              stream_of(c)));
   }
 };

@@ -103,6 +103,39 @@ class Variables {
   std::vector<int64_t> sizes_;
 };
 
+// An update of all variables. Step is a struct with beta_1, beta_2 and epsilon.
+template <typename Step>
+class Update : public OpKernel {
+ public:
+  Update(OpKernelConstruction* c, bool is_lamb) : OpKernel(c) {
+    OP_REQUIRES_OK(c, c->GetAttr("N", &n_));
+    OP_REQUIRES_OK(c, c->GetAttr("beta_1", &step_.beta_1));
+    OP_REQUIRES_OK(c, c->GetAttr("beta_2", &step_.beta_2));
+    OP_REQUIRES_OK(c, c->GetAttr("epsilon", &step_.epsilon));
+    OP_REQUIRES_OK(c, c->GetAttr("decay", &decay_));
+    if (is_lamb) {
+      OP_REQUIRES_OK(c, c->GetAttr("adapt", &adapt_));
+    } else {
+      adapt_.resize(n_);
+    }
+    OP_REQUIRES(c, static_cast<int>(decay_.size()) == n_ &&
+                       static_cast<int>(adapt_.size()) == n_,
+                errors::InvalidArgument("`decay` and `adapt` have to have N "
+                                        "values"));
+  }
+
+ protected:
+  // The i-th of the scalars that follow the gradients.
+  const float* scalar(OpKernelContext* c, int i) const {
+    return in(c, 4 * n_ + i);
+  }
+
+  int n_;
+  Step step_;
+  std::vector<float> decay_;
+  std::vector<bool> adapt_;  // LAMB: whose rate is adapted
+};
+
 }  // namespace bert
 
 #endif  // FUSED_OPS_KERNELS_OP_VARIABLES_H_

@@ -7,7 +7,7 @@
 # too large for the memory does, leaves the others alone.
 
 benchmark_dir='' case_number=0 case_count=0 bad_cases=0
-doc_stride='' seq_length='' precision=''   # of the case that runs
+doc_stride='' seq_length='' precision='' case_name=''   # of the case that runs
 do_lower_case='' seed='' squad_version=1.1
 
 benchmark_options() {
@@ -162,6 +162,22 @@ epochs_of() {
     questions=0
   REPLY=$(awk -v steps="$2" -v batch="$((batch_size * ranks))" \
     -v found="$questions" "BEGIN $passes")
+}
+
+squad_cases() {
+  # Calls function $1, which adds to flags and runs the program, for each case;
+  # its name is left in case_name.
+  for seq_length in $lengths; do
+    for batch_size in $batch_sizes; do
+      for precision in $precisions; do
+        choose_precision
+        case_stride
+        squad_flags
+        case_name=length_${seq_length}_batch_${batch_size}_$precision
+        "$1"
+      done
+    done
+  done
 }
 
 training_case_flags() {
