@@ -149,10 +149,10 @@ def main(arguments=None):
                       "one here")
   asked = parser.parse_args(arguments).arch
   here = cuda.this_architecture()
-  wanted = asked.split(",") if asked else [here] if here else []
-  if not wanted:
+  if not asked and not here:
     return build()
   try:
+    wanted = cuda.architectures(asked) if asked else [here]
     cuda.nvcc()
     path = build(wanted)
     fault = check_on_gpu(here) if here else None

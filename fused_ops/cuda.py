@@ -67,6 +67,19 @@ def this_architecture():
   return "sm_%d%d" % (major.value, minor.value)
 
 
+def architectures(text):
+  """Returns the list of --arch, such as "sm_75,sm_90".
+
+  Raises:
+    CudaError: if one is no name of an architecture.
+  """
+  names = text.split(",")
+  for name in names:
+    if not re.match(r"sm_\d{2,3}$", name):
+      raise CudaError("--arch=%s: %r is no name such as sm_80" % (text, name))
+  return names
+
+
 def code_flags(architectures):
   """Returns nvcc's flags for code of architectures such as ["sm_75"]."""
   return ["-gencode=arch=compute_%s,code=%s" % (one[3:], one)

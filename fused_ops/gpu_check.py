@@ -217,9 +217,9 @@ def main(arguments=None):
     raise cuda.CudaError("--output=%s: there is no such folder"
                          % options.output)
   here = cuda.this_architecture()
+  wanted = cuda.architectures(options.arch) if options.arch else []
   compiler = cuda.nvcc()
-  wanted = (options.arch.split(",") if options.arch else
-            [here] if here else cuda.known_architectures(compiler))
+  wanted = wanted or ([here] if here else cuda.known_architectures(compiler))
   library = build(compiler, wanted)
   print("built for %s by nvcc %s: %s" % (
       ", ".join(wanted), cuda.toolkit(compiler),

@@ -266,7 +266,11 @@ def check(session, groups, quick=False):
 
 
 def _open(options):
-  """Returns the `Session` of the command line; ValueError says what is amiss."""
+  """Returns the `Session` of the command line.
+
+  Raises:
+    ValueError, tf.errors.OpError: with what is amiss.
+  """
   if "GPU" in options.device and not stack.gpu_available():
     raise ValueError("TensorFlow has no GPU here")
   if not options.library and library.fault():
@@ -294,8 +298,8 @@ def main(arguments=None):
   stack.configure()
   try:
     session = _open(options)
-  except ValueError as error:
-    print("op_check: %s" % error, file=sys.stderr)
+  except (ValueError, tf.errors.OpError) as error:
+    print("op_check: %s" % str(error).splitlines()[0], file=sys.stderr)
     return library.CHECK_UNKNOWN
   rows = check(session, options.only, options.quick)
   bad = [row for row in rows if row.get("fault")]

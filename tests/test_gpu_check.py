@@ -224,6 +224,18 @@ def test_output_in_no_folder_is_known_before_the_work(tmp_path):
     gpu_check.main(["--output=%s" % (tmp_path / "none" / "table.md")])
 
 
+@pytest.mark.parametrize("program", ["gpu_check.py", "build.py"])
+def test_no_architecture_is_one_line(program):
+  done = subprocess.run(
+      [sys.executable, "fused_ops/" + program, "--arch=sm_80,volta"],
+      cwd=str(cuda.ROOT), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      check=False)
+  assert done.returncode == 1
+  line = done.stderr.decode().splitlines()[-1]
+  assert line.endswith(
+      "--arch=sm_80,volta: 'volta' is no name such as sm_80"), line
+
+
 def test_no_numpy_is_one_line(tmp_path):
   (tmp_path / "numpy.py").write_text("raise ImportError('no numpy here')\n")
   done = subprocess.run(

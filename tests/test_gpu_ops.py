@@ -82,6 +82,16 @@ def test_no_gpu_is_one_line(operations):
       2, ["op_check: TensorFlow has no GPU here"])
 
 
+def test_no_library_is_one_line(tmp_path):
+  (tmp_path / "empty.so").write_bytes(b"")
+  for name, words in (("none.so", "cannot open shared object file"),
+                      ("empty.so", "file too short")):
+    status, lines = check(tmp_path / name)
+    assert status == library.CHECK_UNKNOWN and len(lines) == 1
+    assert lines[0].startswith("op_check: ") and name in lines[0]
+    assert words in lines[0]
+
+
 @pytest.mark.parametrize("status, recorded, words", [
     (0, True, None), (1, False, "their check on this GPU failed"),
     (library.CHECK_UNKNOWN, None, "op_check: what is amiss"),
