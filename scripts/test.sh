@@ -6,10 +6,11 @@
 #   bash scripts/test.sh --slow         # also the tests that take minutes
 #
 # Sets up first (scripts/setup.sh --with_tests). Expect ten to twenty minutes a
-# stack on two cores; the stacks run in turn, since both use all cores: a test
-# file on each, up to four (-n 0 after the options runs one file after the
-# other). What would show the same on both is tested once. A closing table tells
-# how each stack went; the exit status is 0 if all of them passed.
+# stack on two cores; the stacks run in turn, since both use all cores: as many
+# test files at a time as there are cores and one more, up to four (-n 0 after
+# the options runs one after the other). What would show the same on both is
+# tested once. A closing table tells how each stack went; the exit status is 0
+# if all of them passed.
 set -euo pipefail
 
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -44,8 +45,9 @@ case $choice in
 esac
 if ((${#stacks[@]} == 0)); then stacks=(tf2); fi  # set-up tells what is amiss
 
-workers=$(nproc 2>/dev/null) || workers=1
-workers=$((workers > 4 ? 4 : workers))
+# One more than cores: many tests wait for a child, or a kill's aftermath.
+cores=$(nproc 2>/dev/null) || cores=1
+workers=$((cores < 4 ? cores + 1 : 4))
 
 # An own folder for each stack: pytest's cache holds what failed last.
 run_tests() {

@@ -337,6 +337,7 @@ def rows_of(tmp_path, tag):
           (tmp_path / (tag + ".jsonl")).read_text().splitlines()][1:]
 
 
+@pytest.mark.once
 def test_training_runs_and_a_case_that_fails_is_told(tmp_path):
   # The sample has fewer than 100000 questions.
   done = run(tmp_path, TRAIN, "--num_gpu=1", "--batch_sizes=4,100000",
@@ -354,6 +355,7 @@ def test_training_runs_and_a_case_that_fails_is_told(tmp_path):
   assert not list(tmp_path.glob("**/model.ckpt*"))
 
 
+@pytest.mark.once
 def test_inference_runs(tmp_path):
   done = run(tmp_path, INFER, "--batch_sizes=4",
              "--predict_file=%s" % (SAMPLE / "dev-v1.1.json"), "--",

@@ -59,7 +59,8 @@ def wait_for_rows(process, folder, count):
     time.sleep(0.01)
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGUSR1", "file"])
+@pytest.mark.parametrize("how", ["SIGTERM"] + [
+    pytest.param(how, marks=pytest.mark.once) for how in ("SIGUSR1", "file")])
 def test_asked_to_stop_it_saves_and_the_same_command_goes_on(
     place, undisturbed, tmp_path, how):
   folder = tmp_path / "run"
