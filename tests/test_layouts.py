@@ -183,8 +183,16 @@ def test_predictions_are_the_same_in_all_layouts(questions, tmp_path):
 
 
 def test_training_by_length_has_all_questions(questions, tmp_path):
-  result = runners.call("run_squad", squad.settings(
-      questions, tmp_path, length_grouping=True, num_train_epochs=2,
-      do_predict=None))
-  assert result.status == 0, result.err
-  assert weights(tmp_path)["records_consumed"] == 80
+  steps = []
+  for grouping in (True, False):
+    output = tmp_path / str(grouping)
+    result = runners.call("run_squad", squad.settings(
+        questions, output, length_grouping=grouping, num_train_epochs=2,
+        do_predict=None))
+    assert result.status == 0, result.err
+    assert weights(output)["records_consumed"] == 80
+    steps.append(rows(output))
+  grouped, plain = steps
+  assert [row["step"] for row in grouped] == [row["step"] for row in plain]
+  # Of the same questions other batches are made.
+  assert [row["loss"] for row in grouped] != [row["loss"] for row in plain]
