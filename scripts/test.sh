@@ -7,10 +7,10 @@
 #
 # Sets up first (scripts/setup.sh --with_tests). Expect ten to twenty minutes a
 # stack on two cores; the stacks run in turn, since both use all cores: as many
-# test files at a time as there are cores and one more, up to four (-n 0 after
-# the options runs one after the other). What would show the same on both is
-# tested once. A closing table tells how each stack went; the exit status is 0
-# if all of them passed.
+# test files at once as there are cores and one more, up to four (-n 0 after the
+# options runs one after the other). What would show the same on both is tested
+# once. A closing table tells how each stack went; the exit status is 0 if all
+# of them passed.
 set -euo pipefail
 
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
