@@ -5,7 +5,8 @@
 #   bash scripts/test.sh --stack tf2 tests/test_modeling.py -k gelu
 #   bash scripts/test.sh --slow         # also the tests that take minutes
 #
-# Sets up first (scripts/setup.sh --with_tests). Expect ten to twenty minutes a
+# Sets up first (scripts/setup.sh --with_tests, scripts/trtis/setup.sh: tests
+# start a real server). Expect ten to twenty minutes a
 # stack on two cores; the stacks run in turn, since both use all cores: as many
 # test files at once as there are cores and one more, up to four (-n 0 after the
 # options runs one after the other). What would show the same on both is tested
@@ -20,6 +21,7 @@ source "$root/scripts/setup/python.sh"
 
 unset BERT_TESTED
 choice=${BERT_STACK:-all} arguments=() stacks=() summary=() failed=0 passed=0
+serving=unknown
 while (($#)); do
   case $1 in
     --stack)
@@ -49,9 +51,22 @@ if ((${#stacks[@]} == 0)); then stacks=(tf2); fi  # set-up tells what is amiss
 cores=$(nproc 2>/dev/null) || cores=1
 workers=$((cores < 4 ? cores + 1 : 4))
 
+# Once for both stacks. Without a Python for it the tests of it are left out.
+set_up_serving() {
+  [[ $serving == unknown ]] || return 0
+  if bash "$root/scripts/trtis/setup.sh"; then
+    serving=there
+  elif find_python serving > /dev/null; then
+    return 1
+  else
+    serving=missing
+  fi
+}
+
 # An own folder for each stack: pytest's cache holds what failed last.
 run_tests() {
   bash "$root/scripts/setup.sh" --stack "$1" --with_tests || return
+  set_up_serving || return
   (
     cd -- "$root"
     PATH=$venv_root/$1/bin:$PATH "$venv_root/$1/bin/python" -m pytest -q \
@@ -77,5 +92,7 @@ done
 printf '\n'
 [[ $choice != all || ${#stacks[@]} == 2 ]] ||
   echo "only ${stacks[*]}: this machine has no Python for the other stack"
+[[ $serving != missing ]] ||
+  echo "no server was tested: this machine has no Python for it"
 printf '%s\n' "${summary[@]}"
 exit $((failed || !passed))

@@ -78,6 +78,8 @@ class Checkout:
                     str(self.root / "scripts" / "setup"))
     for name in ("setup.sh", "test.sh"):
       shutil.copy(str(ROOT / "scripts" / name), str(self.root / "scripts"))
+    (self.root / "scripts" / "trtis").mkdir()
+    (self.root / "scripts" / "trtis" / "setup.sh").write_text("exit 0\n")
     name, version = TENSORFLOW
     write_wheel(wheels, name, version, {
         "tensorflow/__init__.py": "__version__ = '%s'\n" % version,

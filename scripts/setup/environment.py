@@ -5,11 +5,13 @@ Run by the environment's own interpreter, from scripts/setup.sh:
   python -I environment.py packages       installed packages, one a line
   python -I environment.py check STAMP    the same ones, all files there?
   python -I environment.py versions       of Python, TensorFlow, Horovod
+  python -I environment.py files FOLDER   what lies in a folder, one a line
 
 `check` looks at the size of each installed file (a stat each, well under a
 second), so a deleted package or file and one cut short are noticed, as is
-another version. It prints the first fault and exits with status 1. Packages
-that somebody added are left in peace.
+another version; so are files that the stamp lists by `files`. It prints the
+first fault and exits with status 1. Packages that somebody added are left in
+peace.
 """
 
 import csv
@@ -47,11 +49,33 @@ def damaged_file(package):
   return None
 
 
+def size_of(path):
+  """Bytes of a file, as text; None where there is none."""
+  try:
+    return str(os.stat(path).st_size)
+  except OSError:
+    return None
+
+
+def files(folder):
+  """Lines `file SIZE PATH` of all files below a folder."""
+  found = [os.path.join(place, name) for place, _, names in os.walk(folder)
+           for name in names if not name.endswith(".pyc")]
+  return ["file %s %s" % (size_of(path), os.path.abspath(path))
+          for path in sorted(found)]
+
+
 def fault(stamp):
   """One line on what is wrong with the environment, or None."""
-  with open(stamp, encoding="utf-8") as lines:
-    wanted = [line.split(None, 1)[1].strip() for line in lines
-              if line.startswith("package ")]
+  with open(stamp, encoding="utf-8") as stream:
+    lines = stream.read().splitlines()
+  for line in lines:
+    if line.startswith("file "):
+      _, size, path = line.split(" ", 2)
+      if size_of(path) != size:
+        return "file %s is damaged or gone" % path
+  wanted = [line.split(None, 1)[1] for line in lines
+            if line.startswith("package ")]
   present = set(packages())
   for package in wanted:
     name = package.rsplit(".", 1)[0]
@@ -86,6 +110,8 @@ def main(arguments):
     print("\n".join("package " + name for name in packages()))
   elif arguments[:1] == ["versions"]:
     versions()
+  elif arguments[:1] == ["files"]:
+    print("\n".join(files(arguments[1])))
   else:
     found = fault(arguments[1])
     if found:

@@ -60,15 +60,16 @@ lists_a_gpu() {
 requirements_file() {
   case $stack in
     tf1) echo "$root/requirements.txt" ;;
-    tf2) echo "$root/requirements-tf2.txt" ;;
+    *) echo "$root/requirements-$stack.txt" ;;
   esac
 }
 
-# The pinned packages of file $1 for this machine, one a line, less Horovod.
+# The pinned packages of file $1 for this machine, one a line, less what pip
+# does not install: Horovod, and the wheel that Triton is taken out of.
 pins() {
   awk -v flavour="$flavour" -v stack="$stack" '
     /^# -- GPU/ { gpu_only = 1 }
-    /^#/ || /^[ \t]*$/ || /^horovod==/ { next }
+    /^#/ || /^[ \t]*$/ || /^(horovod|nvidia-pytriton)==/ { next }
     gpu_only && flavour != "gpu" { next }
     flavour == "gpu" {
       if (stack == "tf1") sub(/^tensorflow==/, "tensorflow-gpu==")

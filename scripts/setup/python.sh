@@ -5,11 +5,13 @@
 have() { type -P "$1" > /dev/null; }
 
 # Python versions that a stack can run on, best first. TensorFlow 1.15.5 has
-# wheels up to 3.7; 2.15.1 for 3.9 to 3.11.
+# wheels up to 3.7; 2.15.1 for 3.9 to 3.11; what serves (scripts/trtis/setup.sh)
+# needs 3.10 for ONNX.
 python_versions() {
   case $1 in
     tf1) echo 3.7 ;;
     tf2) echo 3.11 3.10 3.9 ;;
+    serving | client | onnx) echo 3.11 3.10 ;;
   esac
 }
 
@@ -49,7 +51,8 @@ python_candidates() {
     conda=$(readlink -f -- "$(type -P conda)")
     printf '%s\n' "${conda%/*/*}"/{,envs/*/}bin/"python$version"
   fi
-  printf '%s\n' "$venv_root"/{"python$version",tf1,tf2}/bin/"python$version"
+  printf '%s\n' \
+    "$venv_root"/{"python$version",tf1,tf2,serving}/bin/"python$version"
 }
 
 # Prints an interpreter for stack $1 that is here already. BERT_BASE_PYTHON
