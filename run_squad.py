@@ -1,8 +1,9 @@
-"""Fine-tunes BERT on SQuAD v1.1 or v2.0, predicts answers, scores them.
+"""Fine-tunes BERT on SQuAD v1.1 or v2.0, predicts answers, scores, exports.
 
 --do_train trains on --train_file, --do_predict writes predictions.json,
 nbest_predictions.json and (v2.0) null_odds.json for --predict_file, and
-prints the official scores as the last line where that file has answers.
+prints the official scores as the last line where that file has answers;
+--export_trtis writes the model for an inference server.
 """
 
 import os
@@ -20,6 +21,8 @@ import tensorflow.compat.v1 as tf
 import modeling
 import tokenization
 from fused_ops import sequences as rows_of
+from utils import export
+from utils import export_flags
 from utils import files
 from utils import hooks
 from utils import input_pipeline
@@ -87,6 +90,17 @@ class SquadConfig(NamedTuple):
   remove_padding: bool
   fused_ops: str
   verbose_logging: bool
+  export_trtis: bool
+  export_format: str
+  export_fused_ops: bool
+  trtis_model_repository: Optional[str]
+  trtis_model_name: str
+  trtis_model_version: int
+  trtis_max_batch_size: int
+  trtis_dyn_batching_delay: float
+  trtis_max_queue_size: int
+  trtis_engine_count: int
+  trtis_model_overwrite: bool
 
 
 def define_flags():
@@ -127,23 +141,7 @@ def define_flags():
   flags.DEFINE_bool(
       "length_grouping", False, "Train on batches of similar length.")
   flags.DEFINE_bool("verbose_logging", False, "Say why text is not aligned.")
-  _define_export_flags()
-
-
-def _define_export_flags():
-  """Declares the flags of the export, which command lines may hold already."""
-  flags.DEFINE_bool(
-      "export_trtis", False, "Export for the TensorRT Inference Server.")
-  flags.DEFINE_string("trtis_model_name", "bert", "Name of the export.")
-  flags.DEFINE_integer("trtis_model_version", 1, "Version of the export.")
-  flags.DEFINE_integer(
-      "trtis_max_batch_size", 8, "Largest batch that the server forms.")
-  flags.DEFINE_float(
-      "trtis_dyn_batching_delay", 0,
-      "Milliseconds that the server waits for a batch to fill; 0: none.")
-  flags.DEFINE_integer("trtis_engine_count", 1, "Copies of the model.")
-  flags.DEFINE_bool(
-      "trtis_model_overwrite", False, "Replace an export of that version.")
+  export_flags.define()
 
 
 def _cache_dir(values):
@@ -156,17 +154,15 @@ def _cache_dir(values):
 def config_from_flags():
   """Returns the validated SquadConfig of the command line."""
   values = flags.FLAGS.flag_values_dict()
-  if values["export_trtis"]:
-    raise UserError("--export_trtis: this version cannot export yet: leave "
-                    "the flag out")
   vocab_file = files.require_file(values["vocab_file"], "vocab_file")
   if not flags.FLAGS["do_lower_case"].present:
     values["do_lower_case"] = tokenization.infer_lower_case(vocab_file)
   values["cache_dir"] = _cache_dir(values)
   config = runner_flags.checked(SquadConfig(
       **{name: values[name] for name in SquadConfig._fields}))
-  if not config.do_train and not config.do_predict:
-    raise UserError("nothing to do: give --do_train, --do_predict or both")
+  if not (config.do_train or config.do_predict or config.export_trtis):
+    raise UserError("nothing to do: give --do_train, --do_predict, "
+                    "--export_trtis or some of them")
   if config.do_train:
     files.require_file(config.train_file, "train_file")
     runner_flags.check_positive("num_train_epochs", config.num_train_epochs)
@@ -181,12 +177,13 @@ def config_from_flags():
   if not 0 <= config.warmup_proportion < 1:
     raise UserError("--warmup_proportion=%g: give a number from 0 to below 1"
                     % config.warmup_proportion)
-  if config.max_seq_length <= config.max_query_length + 3:
+  if ((config.do_train or config.do_predict)
+      and config.max_seq_length <= config.max_query_length + 3):
     raise UserError(
         "--max_seq_length=%d leaves no room for the paragraph: it must be "
         "above --max_query_length=%d plus 3"
         % (config.max_seq_length, config.max_query_length))
-  return config
+  return export_flags.checked(config)
 
 
 def span_logits(token_output, sequences):
@@ -522,6 +519,8 @@ def main(unused_argv):
   tokenizer = load_tokenizer(config, bert_config)
   if config.do_predict or config.eval_every_steps:
     check_questions(config)
+  if config.export_trtis:
+    export.check(config)
   scores = None
   with run_folder.opened(config.output_dir, "run_squad.py", config,
                          bert_config.to_dict(), flags.FLAGS.log_file):
@@ -529,6 +528,8 @@ def main(unused_argv):
       train(config, bert_config, tokenizer)
     if config.do_predict:
       scores = predict(config, bert_config, tokenizer)
+    if config.export_trtis and replica.is_chief():
+      export.export(config, bert_config, logits_of)
   if scores:
     line = squad_score.final_line(scores)
     LOGGER.info("%s", line, extra=logs.FILE_ONLY)

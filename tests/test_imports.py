@@ -19,13 +19,14 @@ NO_TENSORFLOW = [
     "utils/squad_data.py", "utils/squad_features.py",
     "utils/squad_answers.py", "utils/squad_score.py", "utils/files.py",
     "utils/errors.py", "utils/order.py", "utils/workers.py",
-    "utils/stages.py", "utils/instances.py",
+    "utils/stages.py", "utils/instances.py", "utils/model_config.py",
+    "utils/model_repository.py",
     "utils/record_encoder.py", "data/check_records.py",
     "data/download/__main__.py", "data/extract_wikipedia.py",
     "data/clean_text.py", "data/segment.py", "data/shard.py"]
 # What a serving client takes along: nothing to install.
 STANDARD_LIBRARY_ALONE = ["tokenization", "utils.errors", "utils.files",
-                          "utils.squad_score"]
+                          "utils.squad_score", "utils.signature"]
 # Python's own folders; what is installed lies in site-packages below them.
 _OWN = tuple(os.path.realpath(sysconfig.get_path(name)) + os.sep
              for name in ("stdlib", "platstdlib"))

@@ -370,7 +370,8 @@ def bad_settings(place):
       "published cased model": (
           dict(init_checkpoint=named, do_lower_case=True),
           ["--do_lower_case", "cased_L-12_H-768_A-12"]),
-      "export": (dict(export_trtis=True), ["--export_trtis"])}
+      "export": (dict(export_trtis=True, trtis_model_name="a/b"),
+                 ["--trtis_model_name=a/b"])}
 
 
 def bad_cases(place):

@@ -1,6 +1,8 @@
 """Whether a run takes the kernels of fused_ops: decided and told here alone."""
 
 import functools
+import os
+import shutil
 
 from fused_ops import library
 from utils import stack
@@ -39,3 +41,14 @@ def settle(asked, use_xla):
   LOGGER.info("fused_ops: not taken, %s: the framework's own operations do the "
               "same", fault)
   return False
+
+
+def library_name():
+  """Returns the file name of the kernels' library, with TensorFlow's version.
+  """
+  return library.path().name
+
+
+def copy_library(folder):
+  """Copies the kernels' library into a folder, under its own name."""
+  shutil.copyfile(str(library.path()), os.path.join(folder, library_name()))

@@ -1,0 +1,232 @@
+"""A checkpoint as a SavedModel that an inference server loads.
+
+The graph is built anew for inference, with the weights as constants. So a
+server's passes see numbers where they would see reads of variables: weights
+are cast to float16 once, when the model is loaded, not with every batch; XLA
+compiles them in; and there is no file beside the graph that could be lost.
+A graph holds 2 GiB at most, BERT-large takes 1.25.
+"""
+
+import hashlib
+import os
+
+import tensorflow.compat.v1 as tf
+
+import modeling
+from utils import files
+from utils import kernels
+from utils import model_config
+from utils import model_repository
+from utils import signature
+from utils import training
+from utils.errors import UserError
+from utils.logs import LOGGER
+
+SAVED_MODEL = "model.savedmodel"
+# Of protobuf, less what the graph itself takes.
+_MOST_BYTES = (1 << 31) - (16 << 20)
+
+
+class _Weights(object):
+  """The weights of a checkpoint, given to a graph as constants."""
+
+  def __init__(self, prefix):
+    self._prefix = prefix
+    self._reader = tf.train.load_checkpoint(prefix)
+    self._taken = {}
+    self._bytes = 0
+    self._digest = hashlib.sha256()
+
+  def get(self, getter, name, shape=None, **unused):
+    """What tf.get_variable calls instead of making a variable.
+
+    Returns:
+      A constant of the variable's name.
+
+    Raises:
+      UserError: see `_value`.
+    """
+    del getter
+    if name not in self._taken:
+      self._taken[name] = tf.constant(
+          self._value(name, tf.TensorShape(shape).as_list()),
+          name=name.rpartition("/")[2])
+    return self._taken[name]
+
+  def _value(self, name, shape):
+    """Returns a numpy array; UserError for one that is not there or too much.
+    """
+    if not self._reader.has_tensor(name):
+      raise UserError(
+          "checkpoint %s lacks %s, so it is of another task or config: export "
+          "what run_squad.py has trained" % (self._prefix, name))
+    value = self._reader.get_tensor(name)
+    if list(value.shape) != shape:
+      raise UserError(
+          "checkpoint %s: %s has shape %s, the model's has %s: use the "
+          "bert_config.json that belongs to the checkpoint"
+          % (self._prefix, name, list(value.shape), shape))
+    self._bytes += value.nbytes
+    if self._bytes > _MOST_BYTES:
+      raise UserError(
+          "checkpoint %s: the weights take more than the 2 GiB that a graph "
+          "can hold: such a model cannot be exported" % self._prefix)
+    self._digest.update(name.encode("utf-8"))
+    self._digest.update(value.tobytes())
+    return value
+
+  def fingerprint(self):
+    """Returns 64 hexadecimal digits of all that was taken."""
+    return self._digest.hexdigest()
+
+
+def _options(config):
+  """Returns the modeling.ModelOptions of the exported graph.
+
+  Precision is not among them: the server narrows what its GPU can.
+  """
+  fused_ops = config.export_fused_ops and kernels.settle("on", config.use_xla)
+  return modeling.ModelOptions(
+      remove_padding=config.remove_padding, fused_ops=fused_ops,
+      row_buckets=training.ROW_BUCKETS if config.use_xla else None)
+
+
+def _tensors(shapes, seq_length):
+  """Returns {name: placeholder} of int32 inputs of any batch size."""
+  return {name: tf.placeholder(
+      tf.int32, [None] + signature.sizes(shape, seq_length), name)
+          for name, shape in shapes.items()}
+
+
+def _graph_def(config, bert_config, logits_of, weights):
+  """Returns the tf.GraphDef from the signature's inputs to its outputs.
+
+  Args:
+    config: the runner's settings.
+    bert_config: modeling.BertConfig.
+    logits_of: see `export`.
+    weights: `_Weights`.
+  """
+  with tf.Graph().as_default() as graph:
+    inputs = _tensors(signature.INPUTS, config.max_seq_length)
+    with tf.variable_scope("", custom_getter=weights.get):
+      logits = logits_of(inputs, bert_config, False, _options(config))
+    for name, value in zip(signature.OUTPUTS, logits):
+      value.set_shape([None, config.max_seq_length])
+      tf.identity(tf.cast(value, tf.float32), name)
+    return tf.graph_util.extract_sub_graph(
+        graph.as_graph_def(), list(inputs) + list(signature.OUTPUTS))
+
+
+def _write_saved_model(graph_def, folder):
+  """Writes a SavedModel of `graph_def` to `folder`, which must not exist."""
+  with tf.Graph().as_default() as graph, tf.Session(
+      config=tf.ConfigProto(device_count={"GPU": 0})) as session:
+    tf.import_graph_def(graph_def, name="")
+    tensors = [{name: graph.get_tensor_by_name(name + ":0") for name in names}
+               for names in (signature.INPUTS, signature.OUTPUTS)]
+    builder = tf.saved_model.Builder(folder)
+    builder.add_meta_graph_and_variables(
+        session, [tf.saved_model.tag_constants.SERVING], {
+            signature.NAME: tf.saved_model.predict_signature_def(*tensors)},
+        # What a TensorFlow of another age need not know of.
+        strip_default_attrs=True)
+    builder.save()
+
+
+def repository_of(config):
+  """Returns the folder of the models that a run exports to."""
+  return config.trtis_model_repository or os.path.join(
+      config.output_dir, "trtis_models")
+
+
+def check(config):
+  """Raises UserError, before any work, for an export that cannot be.
+
+  Args:
+    config: the runner's settings.
+  """
+  if config.export_fused_ops:
+    kernels.settle("on", config.use_xla)
+  model_repository.check(
+      repository_of(config), settings_of(config), config.trtis_model_version,
+      config.trtis_model_overwrite)
+
+
+def settings_of(config):
+  """Returns the model_config.ModelSettings of an export.
+
+  `parameters` lack the fingerprint, which the repository adds.
+
+  Args:
+    config: the runner's settings.
+  """
+  parameters = {
+      "vocab_sha256": files.sha256_of_file(config.vocab_file),
+      "do_lower_case": str(bool(config.do_lower_case)).lower(),
+  }
+  if config.export_fused_ops:
+    parameters["fused_ops_library"] = kernels.library_name()
+  return model_config.ModelSettings(
+      name=config.trtis_model_name, platform=model_config.SAVED_MODEL,
+      seq_length=config.max_seq_length,
+      max_batch_size=config.trtis_max_batch_size,
+      delay_ms=config.trtis_dyn_batching_delay,
+      max_queue_size=config.trtis_max_queue_size,
+      engine_count=config.trtis_engine_count,
+      mixed_precision=config.use_fp16, xla=config.use_xla,
+      parameters=parameters)
+
+
+def export(config, bert_config, logits_of):
+  """Writes the model of the newest checkpoint into its repository.
+
+  Args:
+    config: the runner's settings.
+    bert_config: modeling.BertConfig.
+    logits_of: function of the inputs as {name: int32 tensor}, bert_config,
+      is_training and modeling.ModelOptions that returns (start, end) logits
+      [batch, seq].
+
+  Raises:
+    UserError: if there is no checkpoint of such a model, or the version is
+      there already.
+  """
+  prefix = training.checkpoint_to_use(config)
+  settings, repository = settings_of(config), repository_of(config)
+  with model_repository.staged(repository) as stage:
+    weights = _Weights(prefix)
+    graph_def = _graph_def(config, bert_config, logits_of, weights)
+    folder = os.path.join(stage, "model", SAVED_MODEL)
+    _write_saved_model(graph_def, folder)
+    if config.export_fused_ops:
+      kernels.copy_library(os.path.join(stage, "model"))
+    place = model_repository.publish(
+        repository, settings, config.trtis_model_version,
+        config.trtis_model_overwrite, stage,
+        _description(config, bert_config, prefix, weights))
+  LOGGER.info("exported %s to %s: %s, batches of up to %d", prefix, place,
+              "static batching" if not settings.delay_ms
+              else "a request waits %g ms for others" % settings.delay_ms,
+              settings.max_batch_size)
+  if config.export_fused_ops:
+    LOGGER.info(
+        "the model needs kernels of its own: a server has to load %s first "
+        "(LD_PRELOAD=%s, with its libtensorflow_framework on LD_LIBRARY_PATH, "
+        "or model_operations { op_library_filename } in config.pbtxt) and to "
+        "have TensorFlow %s", settings.parameters["fused_ops_library"],
+        os.path.join(place, settings.parameters["fused_ops_library"]),
+        tf.__version__)
+
+
+def _description(config, bert_config, prefix, weights):
+  """Returns what is to be known of an export, for the version's export.json.
+  """
+  made_of = dict(
+      {name: getattr(config, name) for name in (
+          "max_seq_length", "do_lower_case", "use_fp16", "use_xla",
+          "remove_padding", "export_fused_ops")},
+      vocab_sha256=files.sha256_of_file(config.vocab_file),
+      model=bert_config.to_dict(), weights_sha256=weights.fingerprint())
+  return dict(made_of, checkpoint=prefix, tensorflow=tf.__version__,
+              fingerprint=files.stable_hash(made_of))
