@@ -24,7 +24,6 @@ from fused_ops import sequences as rows_of
 from utils import export
 from utils import export_flags
 from utils import files
-from utils import hooks
 from utils import input_pipeline
 from utils import logs
 from utils import metrics
@@ -32,17 +31,14 @@ from utils import order
 from utils import replica
 from utils import run_folder
 from utils import runner_flags
-from utils import squad_answers
-from utils import squad_data
 from utils import squad_score
+from utils import squad_task
+from utils import stopwatch
 from utils import training
 from utils.errors import run_main
 from utils.errors import UserError
 from utils.logs import LOGGER
 
-# What a prediction writes; the last of the answers for v2.0 alone.
-ANSWER_FILES = ("predictions.json", "nbest_predictions.json", "null_odds.json")
-SCORE_FILES = ("scores.json", "eval_results.txt")
 # What the model gives padding where it computes nothing there: never an answer.
 PADDING_LOGIT = -10000.0
 
@@ -177,12 +173,8 @@ def config_from_flags():
   if not 0 <= config.warmup_proportion < 1:
     raise UserError("--warmup_proportion=%g: give a number from 0 to below 1"
                     % config.warmup_proportion)
-  if ((config.do_train or config.do_predict)
-      and config.max_seq_length <= config.max_query_length + 3):
-    raise UserError(
-        "--max_seq_length=%d leaves no room for the paragraph: it must be "
-        "above --max_query_length=%d plus 3"
-        % (config.max_seq_length, config.max_query_length))
+  if config.do_train or config.do_predict:
+    squad_task.check_room(config.max_seq_length, config.max_query_length)
   return export_flags.checked(config)
 
 
@@ -268,26 +260,6 @@ def model_fn(features, labels, mode, params):
                                     prediction_hooks=training.inference_hooks())
 
 
-def batch_of(features, rows, is_training):
-  """Returns the dict of numpy int32 arrays that the model takes.
-
-  Args:
-    features: squad_data.Features.
-    rows: int64 [k] row numbers.
-    is_training: whether to add the answer's positions.
-  """
-  batch = {
-      "unique_ids": features.unique_ids[rows],
-      "input_ids": features.input_ids[rows],
-      "input_mask": features.input_mask(rows),
-      "segment_ids": features.segment_ids(rows),
-  }
-  if is_training:
-    batch["start_positions"] = features.start_positions[rows]
-    batch["end_positions"] = features.end_positions[rows]
-  return batch
-
-
 def input_fn(source, batch_size, seq_length, is_training, batches_a_step=1):
   """Returns the dataset of batches.
 
@@ -309,16 +281,9 @@ def input_fn(source, batch_size, seq_length, is_training, batches_a_step=1):
 
 
 def load_features(config, tokenizer, path, is_training):
-  """Returns (examples, features) of a SQuAD file, cached where possible."""
-  settings = squad_data.FeatureSettings(
-      max_seq_length=config.max_seq_length, doc_stride=config.doc_stride,
-      max_query_length=config.max_query_length,
-      do_lower_case=config.do_lower_case,
-      vocab_sha256=files.sha256_of_file(config.vocab_file))
-  examples, features, _ = replica.chief_first(lambda: squad_data.load_or_make(
-      path, tokenizer, settings, is_training=is_training,
-      version_2_with_negative=config.version_2_with_negative,
-      cache_dir=config.cache_dir))
+  """Returns (examples, features) of a SQuAD file, made by rank 0 first."""
+  examples, features = replica.chief_first(lambda: squad_task.load_features(
+      config, tokenizer, path, is_training))
   LOGGER.info("%s: %d questions, %d features", path, len(examples),
               len(features.unique_ids))
   return examples, features
@@ -342,7 +307,7 @@ def train(config, bert_config, tokenizer):
         features.length if config.length_grouping else None):
       mine = np.split(rows, replica.size())[replica.rank()]
       for part in np.split(mine, config.num_accumulation_steps):
-        yield batch_of(features, part, True)
+        yield squad_task.batch_of(features, part, True)
 
   training.train(
       config, bert_config, model_fn, steps,
@@ -377,12 +342,12 @@ def _predict_logits(config, bert_config, features):
   mine = np.concatenate([by_length[i:i + size] for i in begins]
                         + [by_length[:0]])
   source = input_pipeline.Source(lambda: (
-      batch_of(features, mine[i:i + size], False)
+      squad_task.batch_of(features, mine[i:i + size], False)
       for i in range(0, len(mine), size)))
   estimator = training.estimator(
       config, bert_config, model_fn, checkpoint=prefix)
   logits = np.empty([len(mine), 2, config.max_seq_length], np.float32)
-  watch, seconds = hooks.Stopwatch(size), []
+  watch, seconds = stopwatch.Stopwatch(size), []
   with input_pipeline.surfaced(source), logs.progress(
       len(mine), "feature", "predicting") as bar:
     done, begin = 0, time.perf_counter()
@@ -404,31 +369,6 @@ def _predict_logits(config, bert_config, features):
       replica.gather_arrays(mine), kind="stable")]
   watch.add_ranks(replica.gather(watch.sentences))
   return logits[:, 0], logits[:, 1], watch, seconds
-
-
-def _answer(config, examples, features, logits, tokenizer):
-  """Returns (Answers, their scores or None) from (start, end) logits."""
-  settings = squad_answers.AnswerSettings(
-      **{name: getattr(config, name)
-         for name in squad_answers.AnswerSettings._fields})
-  answers = squad_answers.predict_answers(
-      examples, features, *logits, settings, tokenizer)
-  scores = squad_score.score(
-      files.read_json(config.predict_file, "--predict_file"),
-      answers.predictions,
-      answers.null_odds if config.version_2_with_negative else None,
-      name=config.predict_file)
-  return answers, scores
-
-
-def _remove_older(output_dir, names):
-  """Removes an earlier prediction's files, so that old and new never mix."""
-  older = [name for name in names
-           if os.path.exists(os.path.join(output_dir, name))]
-  for name in older:
-    os.remove(os.path.join(output_dir, name))
-  if older:
-    LOGGER.info("removed of an earlier prediction: %s", ", ".join(older))
 
 
 def predict(config, bert_config, tokenizer):
@@ -453,61 +393,30 @@ def predict(config, bert_config, tokenizer):
     LOGGER.info("stopped by --num_eval_iterations after %d of %d features: "
                 "no predictions written", len(start),
                 len(features.unique_ids))
-    _remove_older(config.output_dir, ANSWER_FILES + SCORE_FILES)
+    squad_task.remove_older(
+        config.output_dir, squad_task.ANSWER_FILES + squad_task.SCORE_FILES)
   else:
-    answers, scores = _answer(
+    answers = squad_task.answer(
         config, examples, features, (start, end), tokenizer)
-    # predictions.json is written first, in place of its older one: neither a
-    # kill nor a full disk leaves it with what belongs to other answers.
-    _remove_older(config.output_dir, ANSWER_FILES[1:] + SCORE_FILES)
-    squad_answers.write_answers(
-        config.output_dir, *answers,
-        version_2_with_negative=config.version_2_with_negative)
-    _write_scores(config, scores, writer)
+    scores = squad_task.score(config, answers)
+    squad_task.write_answers(config, answers)
+    squad_task.write_scores(config, scores, writer)
   writer.close()
   return scores
 
 
-def _write_scores(config, scores, writer):
-  """Writes scores.json and eval_results.txt."""
-  if scores is None:
-    LOGGER.info("%s has no answers to score against", config.predict_file)
-    return
-  files.write_json(os.path.join(config.output_dir, "scores.json"), scores)
-  path = os.path.join(config.output_dir, "eval_results.txt")
-  with files.atomic_write(path) as stream:
-    for name, value in scores.items():
-      stream.write("%s = %s\n" % (name, value))
-  writer.write("eval", **scores)
-  thresholds = squad_score.threshold_line(scores)
-  if thresholds:
-    LOGGER.info("%s", thresholds)
-
-
 def load_tokenizer(config, bert_config):
   """Returns the tokenizer, whose vocabulary is checked against the rest."""
-  vocab = tokenization.load_vocab(config.vocab_file)
-  for token in ("[CLS]", "[SEP]", "[UNK]"):
-    if token not in vocab:
-      raise UserError("--vocab_file: %s has no token %s: use the vocabulary "
-                      "of the model" % (config.vocab_file, token))
-  tokenization.check_vocab_size(vocab, bert_config.vocab_size,
+  tokenizer = squad_task.load_tokenizer(
+      config.vocab_file, config.do_lower_case)
+  tokenization.check_vocab_size(tokenizer.vocab, bert_config.vocab_size,
                                 config.vocab_file, config.bert_config_file)
-  tokenization.check_case(vocab, config.do_lower_case, "do_lower_case")
   try:
     tokenization.validate_case_matches_checkpoint(
         config.do_lower_case, config.init_checkpoint)
   except ValueError as error:
     raise UserError(str(error))
-  return tokenization.FullTokenizer(
-      config.vocab_file, do_lower_case=config.do_lower_case)
-
-
-def check_questions(config):
-  """Raises UserError, before hours of training, for a bad --predict_file."""
-  squad_data.read_squad(config.predict_file)
-  dataset = files.read_json(config.predict_file, "--predict_file")
-  squad_score.check(dataset, config.predict_file)
+  return tokenizer
 
 
 def main(unused_argv):
@@ -518,7 +427,7 @@ def main(unused_argv):
   runner_flags.check_length(config.max_seq_length, bert_config)
   tokenizer = load_tokenizer(config, bert_config)
   if config.do_predict or config.eval_every_steps:
-    check_questions(config)
+    squad_task.check_questions(config.predict_file)
   if config.export_trtis:
     export.check(config)
   scores = None

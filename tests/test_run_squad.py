@@ -11,7 +11,6 @@ import termios
 import numpy as np
 import pytest
 
-import run_squad
 import runners
 from test_checkpoints import save
 from test_run_pretraining import CONFIG
@@ -19,6 +18,7 @@ from test_run_pretraining import kill_when
 from test_run_pretraining import rows
 from test_run_pretraining import same_weights
 from test_run_pretraining import weights
+from utils import squad_task
 
 WORDS = ("the is in who where lives works with and a house city named old "
          "anna bela cora dora emil paris rome oslo bern kiel ?").split()
@@ -236,7 +236,7 @@ def test_num_eval_iterations_only_measures(place, tmp_path, trained):
 def test_nothing_of_an_earlier_prediction_stays(place, tmp_path, trained):
   out = tmp_path / "out"
   out.mkdir()
-  every = set(run_squad.ANSWER_FILES + run_squad.SCORE_FILES)
+  every = set(squad_task.ANSWER_FILES + squad_task.SCORE_FILES)
   for name in every:
     (out / name).write_text("old")
 
@@ -264,7 +264,7 @@ def test_killed_prediction_ends_with_whole_files(place, trained, tmp_path):
                     predict_file=path, init_checkpoint=trained[0],
                     predict_batch_size=1, log_file=tmp_path / "log")
   out, log = tmp_path / "out", tmp_path / "log"
-  old = run_squad.ANSWER_FILES + run_squad.SCORE_FILES
+  old = squad_task.ANSWER_FILES + squad_task.SCORE_FILES
   out.mkdir()
   for name in old:
     (out / name).write_text("old")

@@ -16,6 +16,7 @@ from utils import precision
 from utils import replica
 from utils import session
 from utils import stopping
+from utils import stopwatch
 from utils.errors import Stopped
 from utils.errors import UserError
 from utils.logs import LOGGER
@@ -269,7 +270,7 @@ class Run(object):
     warmup_steps: steps of rising rate.
     request: an entered `stopping.StopRequest`.
     guard: `hooks.FiniteGuardHook`.
-    stopwatch: `hooks.Stopwatch`.
+    stopwatch: `stopwatch.Stopwatch`.
     stop_hook: `stopping.StopHook` of the latest part.
   """
 
@@ -280,7 +281,7 @@ class Run(object):
     self.warmup_steps = warmup_steps
     self.request = request
     self.guard = hooks.FiniteGuardHook(config.nan_policy)
-    self.stopwatch = hooks.Stopwatch(global_batch(config))
+    self.stopwatch = stopwatch.Stopwatch(global_batch(config))
     self.stop_hook = None
 
   def __deepcopy__(self, unused_memo):

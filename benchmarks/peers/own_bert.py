@@ -17,6 +17,7 @@ import run_pretraining
 import run_squad
 from utils import input_pipeline
 from utils import order
+from utils import squad_task
 from utils import stopping
 from utils import training
 from utils.errors import UserError
@@ -55,7 +56,7 @@ class Own(tf_graph.Graph):
   def input_seconds(self, features, sizes):
     """Returns the seconds that the runner's input takes for a batch, alone."""
     source = input_pipeline.Source(lambda: (
-        run_squad.batch_of(features, rows, True) for rows in
+        squad_task.batch_of(features, rows, True) for rows in
         order.index_batches(len(features), 1, sizes.batch, 0)))
     with tf.Graph().as_default() as graph:
       iterator = tf.data.make_initializable_iterator(run_squad.input_fn(
