@@ -10,6 +10,7 @@ A graph holds 2 GiB at most, BERT-large takes 1.25.
 import hashlib
 import os
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 import modeling
@@ -66,6 +67,9 @@ class _Weights(object):
           "checkpoint %s: %s has shape %s, the model's has %s: use the "
           "bert_config.json that belongs to the checkpoint"
           % (self._prefix, name, list(value.shape), shape))
+    if not np.isfinite(value).all():
+      raise UserError("checkpoint %s holds numbers in %s that are not finite"
+                      % (self._prefix, name))
     self._bytes += value.nbytes
     if self._bytes > _MOST_BYTES:
       raise UserError(

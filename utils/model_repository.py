@@ -126,15 +126,18 @@ def staged(repository):
   """
   with files.writing(repository, "trtis_model_repository"):
     os.makedirs(repository, exist_ok=True)
-    with _lock(_hidden(repository, ".lock")):
-      _remove_leftovers(repository)
-      folder = tempfile.mkdtemp(prefix=_hidden(repository, "."), suffix=".tmp")
-      held = files.FolderLock(folder).__enter__()
+  above = os.path.dirname(os.path.abspath(repository))
+  if os.stat(above).st_dev != os.stat(repository).st_dev:
+    raise UserError(
+        "--trtis_model_repository: %s and the folder above it are on two file "
+        "systems: name a folder in %s" % (repository, repository))
+  with files.writing(above, "trtis_model_repository"), _lock(
+      _hidden(repository, ".lock")):
+    _remove_leftovers(repository)
+    folder = tempfile.mkdtemp(prefix=_hidden(repository, "."), suffix=".tmp")
+    held = files.FolderLock(folder)
+    held.__enter__()
   try:
-    if os.stat(folder).st_dev != os.stat(repository).st_dev:
-      raise UserError(
-          "--trtis_model_repository: %s and the folder above it are on two "
-          "file systems: name a folder in %s" % (repository, repository))
     yield folder
   finally:
     shutil.rmtree(folder, ignore_errors=True)
@@ -172,7 +175,6 @@ def publish(repository, settings, version, overwrite, stage, description):
     prints[str(version)] = description["fingerprint"]
     settings = settings._replace(parameters=dict(
         settings.parameters, **{_FINGERPRINT: files.stable_hash(prints)}))
-    os.chmod(source, 0o755)
     if others:
       _swap(source, os.path.join(target, str(version)), stage)
       _write_configs(target, settings)
