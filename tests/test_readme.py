@@ -36,6 +36,10 @@ VENV = pathlib.Path(sys.prefix)
 STACK = "tf1" if tf.__version__.startswith("1.") else "tf2"
 LAUNCHERS = sorted(path.name for path in (ROOT / "scripts").glob("*.sh")
                    if "\narguments <<" in path.read_text(encoding="utf-8"))
+# Those of serving, which start no ranks.
+SERVING = sorted("trtis/" + path.name
+                 for path in (ROOT / "scripts" / "trtis").glob("*.sh")
+                 if "\narguments <<" in path.read_text(encoding="utf-8"))
 # The table is that of the last one, which takes all that the others take.
 PREPARATIONS = ["data/wikipedia_corpus/run_preprocessing.sh",
                 "data/bookcorpus/run_preprocessing.sh",
@@ -94,7 +98,9 @@ def run_quietly(words, **kwargs):
 
 def declared_arguments(script):
   """Returns (by position, by name only): lists of (name, default)."""
-  path = ROOT / script if "/" in script else ROOT / "scripts" / script
+  path = ROOT / script
+  if not path.exists():
+    path = ROOT / "scripts" / script
   text = run_quietly(["bash", str(path), "--help"],
                      env=dict(os.environ, RESULTS_DIR="/results"))
   parts = re.split(r"^(?:Arguments, in|Options, as).*$", text, flags=re.M)[1:]
@@ -127,7 +133,7 @@ print(json.dumps(found))
 def test_every_launcher_and_program_has_a_table():
   found = re.findall(r"^### `(.*)`$", README, re.M)
   assert sorted(found) == sorted(
-      ["scripts/" + name for name in LAUNCHERS] + PREPARATIONS[-1:]
+      ["scripts/" + name for name in LAUNCHERS + SERVING] + PREPARATIONS[-1:]
       + [name + ".py" for name in PROGRAMS])
 
 
@@ -144,6 +150,20 @@ def test_arguments_of_launchers(script):
               for number, (name, default) in enumerate(by_position, 1)]
   expected += [("", name, default or NONE) for name, default in by_name]
   assert shown == expected
+
+
+@pytest.mark.parametrize("script", SERVING)
+def test_arguments_of_serving(script):
+  by_position, by_name = declared_arguments(script)
+  common = {names(row[0])[0]
+            for row in rows("Of every launcher", "Argument")}
+  shown = [(number, names(name)[0], default)
+           for number, name, default, _ in rows("`scripts/%s`" % script, "#")]
+  assert shown == [
+      (str(number), name, default or NONE)
+      for number, (name, default) in enumerate(by_position, 1)] + [
+          ("", name, default or NONE) for name, default in by_name
+          if name not in common]
 
 
 def test_arguments_of_preparations():
@@ -210,7 +230,8 @@ def known_flags(program, declared):
   path = ROOT / program
   if path.stem in declared and path.suffix == ".py":
     return set(declared[path.stem])
-  if path.name in LAUNCHERS or program in PREPARATIONS:
+  if (path.name in LAUNCHERS or program in PREPARATIONS
+      or program[len("scripts/"):] in SERVING):
     by_position, by_name = declared_arguments(program)
     return {name for name, _ in by_position + by_name} | {
         "config", "fresh", "dry_run", "help"}
@@ -260,8 +281,8 @@ def test_paths_and_flags_of_the_text_exist(declared_flags):
   for path in paths:
     assert (ROOT / path).exists(), path
   known = {"no" + n for f in declared_flags.values() for n in f}
-  sources = (["scripts/" + n for n in LAUNCHERS] + [p + ".py" for p in PROGRAMS]
-             + PREPARATIONS + ["scripts/data_download.sh",
+  sources = (["scripts/" + n for n in LAUNCHERS + SERVING]
+             + [p + ".py" for p in PROGRAMS] + PREPARATIONS + ["scripts/data_download.sh",
                                "data/check_records.py",
                                "data/clean_text.py", "data/segment.py"]
              + ["scripts/setup.sh", "scripts/test.sh", "utils/squad_score.py",
