@@ -225,10 +225,12 @@ class Session(object):
     with tf.control_dependencies([done]):
       results = [(array, variable.read_value()) for name in "wmv"
                  for array, variable in zip(arrays[name], variables[name])]
-      # What was read before must not have changed under its reader.
-      unchanged = [
-          tf.debugging.assert_equal(before, fed(arrays["w"][2 * i]))
-          for i, before in enumerate(read)]
+      # What was read before must not have changed under its reader. An
+      # assertion's text has no place on a GPU.
+      with tf.device("/CPU:0"):
+        unchanged = [
+            tf.debugging.assert_equal(before, fed(arrays["w"][2 * i]))
+            for i, before in enumerate(read)]
     with tf.control_dependencies(unchanged):
       return [(array, tf.identity(tensor)) for array, tensor in results]
 
