@@ -18,12 +18,15 @@ from utils import files
 from utils import kernels
 from utils import model_config
 from utils import model_repository
+from utils import onnx_export
 from utils import signature
 from utils import training
 from utils.errors import UserError
 from utils.logs import LOGGER
 
 SAVED_MODEL = "model.savedmodel"
+# Of the converter to ONNX, in --output_dir; stays there if it fails.
+ONNX_LOG = "onnx_conversion.log"
 # Of protobuf, less what the graph itself takes.
 _MOST_BYTES = (1 << 31) - (16 << 20)
 
@@ -84,6 +87,11 @@ class _Weights(object):
     return self._digest.hexdigest()
 
 
+def _uses_xla(config):
+  """Says whether the server compiles the graph: its TensorFlow alone can."""
+  return config.use_xla and config.export_format != "onnx"
+
+
 def _options(config):
   """Returns the modeling.ModelOptions of the exported graph.
 
@@ -92,7 +100,7 @@ def _options(config):
   fused_ops = config.export_fused_ops and kernels.settle("on", config.use_xla)
   return modeling.ModelOptions(
       remove_padding=config.remove_padding, fused_ops=fused_ops,
-      row_buckets=training.ROW_BUCKETS if config.use_xla else None)
+      row_buckets=training.ROW_BUCKETS if _uses_xla(config) else None)
 
 
 def _tensors(shapes, seq_length):
@@ -138,6 +146,22 @@ def _write_saved_model(graph_def, folder):
     builder.save()
 
 
+def _write_model(config, bert_config, graph_def, stage):
+  """Writes what a version's folder holds to `stage`/model."""
+  model = os.path.join(stage, "model")
+  if config.export_format != "onnx":
+    _write_saved_model(graph_def, os.path.join(model, SAVED_MODEL))
+    return
+  os.mkdir(model)
+  folder = os.path.join(stage, SAVED_MODEL)
+  _write_saved_model(graph_def, folder)
+  onnx_export.convert(
+      folder, os.path.join(model, onnx_export.MODEL_FILE), config.use_fp16,
+      vocab_size=bert_config.vocab_size,
+      max_batch_size=config.trtis_max_batch_size,
+      log=os.path.join(config.output_dir, ONNX_LOG))
+
+
 def repository_of(config):
   """Returns the folder of the models that a run exports to."""
   return config.trtis_model_repository or os.path.join(
@@ -152,6 +176,8 @@ def check(config):
   """
   if config.export_fused_ops:
     kernels.settle("on", config.use_xla)
+  if config.export_format == "onnx":
+    onnx_export.interpreter()
   model_repository.check(
       repository_of(config), settings_of(config), config.trtis_model_version,
       config.trtis_model_overwrite)
@@ -165,6 +191,7 @@ def settings_of(config):
   Args:
     config: the runner's settings.
   """
+  onnx = config.export_format == "onnx"
   parameters = {
       "vocab_sha256": files.sha256_of_file(config.vocab_file),
       "do_lower_case": str(bool(config.do_lower_case)).lower(),
@@ -172,13 +199,14 @@ def settings_of(config):
   if config.export_fused_ops:
     parameters["fused_ops_library"] = kernels.library_name()
   return model_config.ModelSettings(
-      name=config.trtis_model_name, platform=model_config.SAVED_MODEL,
+      name=config.trtis_model_name,
+      platform=model_config.ONNX if onnx else model_config.SAVED_MODEL,
       seq_length=config.max_seq_length,
       max_batch_size=config.trtis_max_batch_size,
       delay_ms=config.trtis_dyn_batching_delay,
       max_queue_size=config.trtis_max_queue_size,
       engine_count=config.trtis_engine_count,
-      mixed_precision=config.use_fp16, xla=config.use_xla,
+      mixed_precision=config.use_fp16 and not onnx, xla=_uses_xla(config),
       parameters=parameters)
 
 
@@ -201,8 +229,7 @@ def export(config, bert_config, logits_of):
   with model_repository.staged(repository) as stage:
     weights = _Weights(prefix)
     graph_def = _graph_def(config, bert_config, logits_of, weights)
-    folder = os.path.join(stage, "model", SAVED_MODEL)
-    _write_saved_model(graph_def, folder)
+    _write_model(config, bert_config, graph_def, stage)
     if config.export_fused_ops:
       kernels.copy_library(os.path.join(stage, "model"))
     place = model_repository.publish(
@@ -228,8 +255,8 @@ def _description(config, bert_config, prefix, weights):
   """
   made_of = dict(
       {name: getattr(config, name) for name in (
-          "max_seq_length", "do_lower_case", "use_fp16", "use_xla",
-          "remove_padding", "export_fused_ops")},
+          "export_format", "max_seq_length", "do_lower_case", "use_fp16",
+          "use_xla", "remove_padding", "export_fused_ops")},
       vocab_sha256=files.sha256_of_file(config.vocab_file),
       model=bert_config.to_dict(), weights_sha256=weights.fingerprint())
   return dict(made_of, checkpoint=prefix, tensorflow=tf.__version__,

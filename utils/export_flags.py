@@ -63,8 +63,9 @@ def checked(config):
     raise UserError(
         "--use_bf16: servers have no such precision: export without it, or "
         "with --use_fp16, in a command of its own")
-  if config.export_format == "onnx":
-    raise UserError("--export_format=onnx: this version cannot: leave it out")
+  if config.export_fused_ops and config.export_format == "onnx":
+    raise UserError("--export_fused_ops: not together with "
+                    "--export_format=onnx, which has no such operations")
   if config.export_fused_ops and config.fused_ops == "off":
     raise UserError("--export_fused_ops: not together with --fused_ops=off")
   return _batching_checked(config)
