@@ -42,7 +42,6 @@ print(json.dumps({
     "inputs": {v.name: [v.type, v.shape] for v in session.get_inputs()},
     "outputs": {v.name: [v.type, v.shape] for v in session.get_outputs()},
     "opset": {o.domain: o.version for o in model.opset_import},
-    "vocab_size": session.get_modelmeta().custom_metadata_map["vocab_size"],
     "products": sorted({types[name] for node in nodes
                         if node.op_type == "MatMul" for name in node.input
                         if name in types}),
@@ -206,7 +205,6 @@ def test_it_has_the_signature_of_the_savedmodel(float32, float16, batch,
         name: ["tensor(float)", ["batch", SEQ]]
         for name in ("start_logits", "end_logits")}
     assert declared["opset"][""] == 13
-    assert declared["vocab_size"] == str(len(VOCAB))
 
 
 def test_the_repository_is_one_for_onnx_runtime(float32):

@@ -229,9 +229,6 @@ def convert(flags):
   model = to_onnx(saved_model)
   if flags.precision == "float16":
     model = to_float16(model)
-  # ONNX takes an id of -1 for the last word piece: a server that knows how
-  # many there are can refuse it.
-  onnx.helper.set_model_props(model, {"vocab_size": str(flags.vocab_size)})
   onnx.save(model, flags.output)
   onnx.checker.check_model(flags.output)
   report = compare(saved_model, flags.output, flags.vocab_size,

@@ -83,6 +83,14 @@ def _check(status, report, log):
         % ("signal %d" % -status if status < 0 else "status %d" % status, log))
 
 
+def _say(report):
+  LOGGER.info(
+      "in ONNX: the largest difference from TensorFlow is %.2g of the largest "
+      "logit (at most %g), the best span the same in %d of %d sequences",
+      report["difference"] / report["largest_logit"], report["tolerance"],
+      report["same_span"], report["sequences"])
+
+
 def convert(saved_model_dir, onnx_path, float16, *, vocab_size,
             max_batch_size, log):
   """Writes a SavedModel as ONNX, checked against TensorFlow, or not at all.
@@ -97,9 +105,6 @@ def convert(saved_model_dir, onnx_path, float16, *, vocab_size,
     max_batch_size: int, sequences of the largest batch to check.
     log: path of the converter's output; stays there if it fails.
 
-  Returns:
-    dict, the report of `utils.onnx_conversion.compare`.
-
   Raises:
     UserError: if the environment is missing, the conversion fails, or the
       result is not what TensorFlow computes.
@@ -111,20 +116,14 @@ def convert(saved_model_dir, onnx_path, float16, *, vocab_size,
     temporary = os.path.join(folder, MODEL_FILE)
     report = os.path.join(folder, "report.json")
     _check(_run([
-        python, "-m", "utils.onnx_conversion",
+        python, "-m", "utils.onnx_conversion", "--output=" + temporary,
         "--saved_model=" + os.path.abspath(saved_model_dir),
-        "--output=" + temporary, "--report=" + report,
+        "--report=" + report,
         "--precision=" + ("float16" if float16 else "float32"),
         "--vocab_size=%d" % vocab_size, "--max_batch_size=%d" % max_batch_size,
     ], log), report, log)
-    os.remove(log)
+    _say(files.read_json(report, "report of the conversion"))
     os.replace(temporary, onnx_path)
-    found = files.read_json(report, "report of the conversion")
+    os.remove(log)
   finally:
     shutil.rmtree(folder, ignore_errors=True)
-  LOGGER.info(
-      "in ONNX: the largest difference from TensorFlow is %.2g of the largest "
-      "logit (at most %g), the best span the same in %d of %d sequences",
-      found["difference"] / found["largest_logit"], found["tolerance"],
-      found["same_span"], found["sequences"])
-  return found
