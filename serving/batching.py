@@ -4,7 +4,7 @@
 puts the requests of a batch together, has them computed once, and gives each
 request its own part of the result. A framework adds
 
-  load(folder)   reads the model from <repository>/<version>; sets what run needs
+  load(folder)   reads the model from <repository>/<version>
   run(arrays)    {name: array [rows, ...]} -> {name: array [rows, ...]}
 
 It imports nothing but numpy and what the server's Python backend brings. What
@@ -47,15 +47,20 @@ def one_line(error):
 class Limits:
   """What the values of a request's inputs have to lie in.
 
-  From the parameters `vocab_size` and `type_vocab_size` of the model; a limit
-  that is not stated there is left to the model itself. On a CPU frameworks
-  differ in what they do about a wrong index: TensorFlow fails, ONNX Runtime
-  counts negative ones from the end, a one-hot product gives zeros.
+  From the model's sizes in export.json, which the export writes beside it;
+  without that file they are left to the model. On a CPU frameworks differ in
+  what they do about a wrong index: TensorFlow fails, ONNX Runtime counts
+  negative ones from the end, a one-hot product gives zeros.
   """
 
-  def __init__(self, stated):
-    self._below = {"input_ids": int(stated.get("vocab_size", 0)),
-                   "segment_ids": int(stated.get("type_vocab_size", 0)),
+  def __init__(self, folder):
+    sizes = {}
+    path = os.path.join(folder, "export.json")
+    if os.path.exists(path):
+      with open(path, encoding="utf-8") as stream:
+        sizes = json.load(stream).get("model", {})
+    self._below = {"input_ids": sizes.get("vocab_size"),
+                   "segment_ids": sizes.get("type_vocab_size"),
                    "input_mask": 2}
 
   def fault(self, arrays):
@@ -90,9 +95,10 @@ class Backend:
     self.outputs = [o["name"] for o in self.config["output"]]
     self.parameters = parameters(self.config)
     self.threads = threads_of_an_instance(self.config)
-    self._limits = Limits(self.parameters)
+    folder = model_folder(args)
     try:
-      self.load(model_folder(args))
+      self._limits = Limits(folder)
+      self.load(folder)
     except Exception as error:
       message = "%s not loaded: %s" % (self.name, one_line(error))
       pb_utils.Logger.log_error(message)
@@ -119,7 +125,7 @@ class Backend:
       except Exception as error:  # what one request holds fails that one
         fault = one_line(error)
       if fault:
-        responses[place] = self._refusal(fault)
+        responses[place] = self._refusal(fault, "INVALID_ARG")
       else:
         batch.append((place, arrays))
     for place, response in self._answers(batch):
@@ -131,10 +137,12 @@ class Backend:
     return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy()
             for name in self.inputs}
 
-  def _refusal(self, message):
-    return pb_utils.InferenceResponse(
-        output_tensors=[],
-        error=pb_utils.TritonError("%s: %s" % (self.name, message)))
+  def _refusal(self, message, code="INTERNAL"):
+    error = pb_utils.TritonError(
+        "%s: %s" % (self.name, message),
+        # The module has its class only once a model is being loaded.
+        getattr(pb_utils.TritonError, code))
+    return pb_utils.InferenceResponse(output_tensors=[], error=error)
 
   def _answers(self, batch):
     """Yields (place, response) for [(place, arrays)], computed in one go."""

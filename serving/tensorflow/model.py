@@ -2,8 +2,8 @@
 
 Reads <repository>/<version>/model.savedmodel, which a stock server with the
 TensorFlow backend reads as well, and computes on the CPU. The model's parameter
-`fused_ops_library` names the library of operations of its own, if it has any:
-a path, a relative one from the version's folder.
+`fused_ops_library` names the library of operations of its own, if it has any,
+in the version's folder.
 """
 
 import os
@@ -15,24 +15,31 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(
     __file__))))
 
 import tensorflow.compat.v1 as tf  # pylint: disable=wrong-import-position
-from tensorflow.python.framework import errors  # pylint: disable=wrong-import-position
 
 import batching  # pylint: disable=wrong-import-position
 
+tf.get_logger().setLevel("ERROR")  # no words on what is deprecated
 SIGNATURE = "serving_default"
 
 
 def load_library(path):
-  """Loads a library of operations; a ValueError tells why it cannot."""
+  """Loads a library of operations; a ValueError tells why it cannot.
+
+  Its name tells what TensorFlow it was built against: one of another may load
+  and then compute nonsense.
+  """
+  advice = ("export the model without --export_fused_ops, or on a machine with "
+            "TensorFlow %s" % tf.__version__)
   if not os.path.isfile(path):
     raise ValueError("its library of fused operations is not there: %s" % path)
+  if "_%s_" % tf.__version__ not in os.path.basename(path):
+    raise ValueError("its fused operations (%s) are not for this server's "
+                     "TensorFlow: %s" % (os.path.basename(path), advice))
   try:
     tf.load_op_library(path)
-  except (errors.OpError, OSError) as error:
-    raise ValueError(
-        "its library of fused operations %s does not fit TensorFlow %s (%s): "
-        "export the model again without --export_fused_ops, or on the stack of "
-        "the server" % (path, tf.__version__, batching.one_line(error)))
+  except (tf.errors.OpError, OSError) as error:
+    raise ValueError("its fused operations %s cannot be loaded (%s): %s"
+                     % (path, batching.one_line(error), advice))
 
 
 def load_signature(session, folder):

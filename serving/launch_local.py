@@ -1,0 +1,349 @@
+"""Runs the real tritonserver on this machine's CPU until it is told to end.
+
+scripts/trtis/launch_server.sh starts it with the Python of .venv/serving. It
+serves all models of a repository with their configuration for CPUs
+(configs/cpu.pbtxt), through the Python backends beside this file. A model that
+cannot be loaded ends the start: a server without it would look healthy.
+
+Ctrl-C and SIGTERM let requests under way be answered, then all ends; a second
+one ends it at once. However this process ends, kill -9 included, a watchdog
+sees to it that the server, the processes of its models, their shared memory
+and the temporary folder go, too.
+"""
+
+import argparse
+import ctypes
+import errno
+import glob
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+
+HERE = os.path.dirname(os.path.realpath(__file__))
+ENVIRONMENT = sys.prefix
+TRITON = os.path.join(ENVIRONMENT, "triton")
+PROGRAM = os.path.join(TRITON, "pytriton", "tritonserver")
+BACKENDS = ("tensorflow", "onnxruntime")
+SERVICES = ("http", "grpc", "metrics")
+# Seconds for requests under way at the end; until all is killed then, and if
+# models are still being loaded.
+GRACE, PATIENCE, IMPATIENCE = 10, 20, 2
+# A line of the server that tells of an error; without a GPU there are some of
+# no matter. Its last one says no more than that not all models were loaded.
+ERROR = re.compile(r'E\d{4} \S+ \d+ \S+\] (?!"?(?:Cuda|CUDA|DCGM))"?(.*?)"?$')
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def say(text):
+  sys.stderr.write("launch_server.sh: %s\n" % text)
+  sys.stderr.flush()
+
+
+class Fault(Exception):
+  """One line for the user; ends the program with status 1."""
+
+
+def parse_arguments():
+  parser = argparse.ArgumentParser()
+  parser.add_argument("--repository", required=True)
+  parser.add_argument("--host", default="127.0.0.1")
+  for number, name in enumerate(SERVICES):
+    parser.add_argument("--%s_port" % name, type=int, default=8000 + number)
+  parser.add_argument("--log", default="")
+  return parser.parse_args()
+
+
+# Before the start -------------------------------------------------------------
+
+
+def check_repository(folder):
+  """Raises Fault unless a folder holds models."""
+  if not os.path.isdir(folder):
+    raise Fault("--repository: there is no folder %s; scripts/trtis/"
+                "export_model.sh makes one" % folder)
+  if not glob.glob(os.path.join(glob.escape(folder), "*", "config.pbtxt")):
+    raise Fault("--repository: %s holds no model (<name>/config.pbtxt)"
+                % folder)
+
+
+def check_ports(options):
+  """Raises Fault if the server could not listen where it is told to."""
+  ports = {}
+  for name in SERVICES:
+    flag, port = name + "_port", getattr(options, name + "_port")
+    if port in ports:
+      raise Fault("--%s and --%s are both %d; give three different ports"
+                  % (ports[port], flag, port))
+    ports[port] = flag
+    try:
+      family, _, _, _, address = socket.getaddrinfo(
+          options.host, port, type=socket.SOCK_STREAM)[0]
+      with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # Connections that have ended are no reason, a listener is.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+        probe.listen(1)
+    except socket.gaierror:
+      raise Fault("--host: %s is no address of this machine" % options.host)
+    except (OSError, OverflowError) as error:
+      if getattr(error, "errno", 0) == errno.EADDRINUSE:
+        raise Fault("port %d (--%s) is taken by another program; give another "
+                    "port or end that one" % (port, flag))
+      raise Fault("--%s: cannot listen on %s port %d (%s)"
+                  % (flag, options.host, port, error))
+
+
+# The server -------------------------------------------------------------------
+
+
+def command(options, folder, prefix):
+  """Returns the server's command line and makes what it refers to.
+
+  Args:
+    options: parsed arguments.
+    folder: str, a temporary folder.
+    prefix: str, how the names of its shared memory begin.
+  """
+  backends = os.path.join(folder, "backends")
+  os.mkdir(backends)
+  os.symlink(os.path.join(PROGRAM, "backends", "python"),
+             os.path.join(backends, "python"))
+  for name in BACKENDS:
+    os.symlink(os.path.join(HERE, name), os.path.join(backends, name))
+  words = [os.path.join(PROGRAM, "bin", "tritonserver"),
+           "--model-repository=" + options.repository,
+           "--model-config-name=cpu", "--disable-auto-complete-config",
+           "--backend-directory=" + backends,
+           "--cache-directory=" + os.path.join(PROGRAM, "caches"),
+           "--backend-config=python,shm-region-prefix-name=" + prefix,
+           "--exit-timeout-secs=%d" % GRACE,
+           "--allow-gpu-metrics=false", "--pinned-memory-pool-byte-size=0"]
+  for name in SERVICES:
+    words.append("--%s-address=%s" % (name, options.host))
+    words.append("--%s-port=%d" % (name, getattr(options, name + "_port")))
+  return words
+
+
+def environment():
+  """Variables of the server: its Python is this one, its GPU none."""
+  kept = {name: value for name, value in os.environ.items()
+          if not name.startswith("PYTHON")}
+  libraries = [os.path.join(TRITON, "python"),
+               os.path.join(TRITON, "nvidia_pytriton.libs")]
+  return dict(kept, PYTHONNOUSERSITE="1", CUDA_VISIBLE_DEVICES="",
+              PATH=os.path.join(ENVIRONMENT, "bin") + os.pathsep
+              + kept.get("PATH", os.defpath),
+              LD_LIBRARY_PATH=os.pathsep.join(libraries))
+
+
+def alive(group):
+  """Whether a process of a group still runs; one that is a zombie does not."""
+  for path in glob.glob("/proc/[0-9]*/stat"):
+    try:
+      with open(path) as stream:
+        state, _, its_group = stream.read().rpartition(")")[2].split()[:3]
+    except OSError:
+      continue
+    if its_group == str(group) and state not in "ZX":
+      return True
+  return False
+
+
+def end_group(group, seconds):
+  """Ends all processes of a group, after `seconds` by force."""
+  deadline = time.time() + seconds
+  number = signal.SIGTERM
+  while alive(group):
+    if time.time() > deadline:
+      number = signal.SIGKILL
+    if number:
+      try:
+        os.killpg(group, number)
+      except ProcessLookupError:
+        return
+      number = None if number == signal.SIGTERM else number
+    time.sleep(0.05)
+
+
+def remove_traces(folder, prefix):
+  shutil.rmtree(folder, ignore_errors=True)
+  for path in glob.glob("/dev/shm/%s*" % glob.escape(prefix)):
+    try:
+      os.remove(path)
+    except OSError:
+      pass
+
+
+def start_watchdog(folder, prefix):
+  """Forks a process that cleans up once this one has ended.
+
+  Returns:
+    A descriptor to tell it the server's process group by; it is closed with
+    this process, whatever ends that.
+  """
+  reading, writing = os.pipe()
+  if os.fork():
+    os.close(reading)
+    return writing
+  try:
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+      signal.signal(number, signal.SIG_IGN)
+    os.close(writing)
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):  # else a reader of ours would wait for it
+      os.dup2(null, descriptor)
+    told = b""
+    while True:
+      piece = os.read(reading, 100)
+      if not piece:
+        break
+      told += piece
+    if told:
+      end_group(int(told), PATIENCE)
+    remove_traces(folder, prefix)
+  finally:
+    os._exit(0)  # pylint: disable=protected-access
+
+
+def end_with_launcher():
+  """In the server's process: SIGTERM for it once the launcher has ended.
+
+  For the case that the watchdog is killed as well.
+  """
+  pr_set_pdeathsig = 1
+  ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM, 0, 0, 0)
+
+
+class Server:
+  """The started server and what it says."""
+
+  def __init__(self, options, folder, prefix):
+    self.options = options
+    self.ready = False
+    self.first_error = ""
+    self._reader = None
+    self._log = open(options.log, "ab") if options.log else None
+    told = start_watchdog(folder, prefix)
+    self.process = subprocess.Popen(
+        command(options, folder, prefix), env=environment(),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
+        preexec_fn=end_with_launcher)
+    os.write(told, b"%d" % self.process.pid)
+    self._reader = threading.Thread(target=self._read, daemon=True)
+    self._reader.start()
+
+  def _read(self):
+    """Passes the server's lines on and keeps the first error."""
+    stream = self._log or sys.stderr.buffer
+    for line in self.process.stdout:
+      text = line.decode("utf-8", "replace").rstrip()
+      error = ERROR.match(text)
+      if error and not self.first_error:
+        self.first_error = error.group(1).split("\\n")[0]  # less the stack
+      try:
+        stream.write(line)
+        stream.flush()
+      except OSError:
+        pass  # a full disk or a closed terminal must not stop the server
+
+  def is_ready(self):
+    host = self.options.host
+    if host in ("0.0.0.0", "::"):
+      host = "127.0.0.1" if host == "0.0.0.0" else "::1"
+    address = "http://%s:%d/v2/health/ready" % (
+        "[%s]" % host if ":" in host else host, self.options.http_port)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+      with opener.open(address, timeout=5) as answer:
+        return answer.status == 200
+    except (OSError, urllib.error.URLError):
+      return False
+
+  def end(self):
+    end_group(self.process.pid, PATIENCE if self.ready else IMPATIENCE)
+    self.process.wait()
+    self._reader.join(5)
+
+
+class Stopper:
+  """Ctrl-C and SIGTERM: the first asks, the second forces."""
+
+  def __init__(self):
+    self.asked = threading.Event()
+    self.server = None
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+      signal.signal(number, self._handle)
+
+  def _handle(self, *unused):
+    if self.asked.is_set() and self.server:
+      os.killpg(self.server.process.pid, signal.SIGKILL)
+    self.asked.set()
+
+
+def watch(server, stopper):
+  """Waits for the server's end or the user's word; returns an exit status."""
+  options = server.options
+  while not stopper.asked.wait(0.2):
+    if server.process.poll() is not None:
+      server.end()
+      raise Fault(last_words(server))
+    if not server.ready and server.is_ready():
+      server.ready = True
+      say("ready: http %s:%d, grpc %s:%d, metrics %s:%d (process %d); Ctrl-C "
+          "ends it" % (options.host, options.http_port, options.host,
+                       options.grpc_port, options.host, options.metrics_port,
+                       server.process.pid))
+  say("ending the server")
+  server.end()
+  return 0
+
+
+def last_words(server):
+  """Text on a server that has ended by itself."""
+  text = "the server has ended with status %d %s" % (
+      server.process.returncode,
+      "by itself" if server.ready else "before it was ready")
+  if server.first_error:
+    text += ": " + server.first_error
+  if server.options.log:
+    text += " (log: %s)" % server.options.log
+  return text
+
+
+def main():
+  options = parse_arguments()
+  stopper = Stopper()
+  try:
+    check_repository(options.repository)
+    check_ports(options)
+    if options.host not in LOOPBACK:
+      say("warning: listening on %s, for all who can reach this machine: no "
+          "password, no encryption (README, \"In front of others\")"
+          % options.host)
+    folder = tempfile.mkdtemp(prefix="bert_trtis_")
+    prefix = os.path.basename(folder) + "_"
+    try:
+      stopper.server = Server(options, folder, prefix)
+      return watch(stopper.server, stopper)
+    finally:
+      if stopper.server:
+        stopper.server.end()
+      remove_traces(folder, prefix)
+  except Fault as fault:
+    say(fault)
+    return 1
+
+
+if __name__ == "__main__":
+  sys.exit(main())
