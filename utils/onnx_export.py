@@ -86,9 +86,9 @@ def _check(status, report, log):
 def _say(report):
   LOGGER.info(
       "in ONNX: the largest difference from TensorFlow is %.2g of the largest "
-      "logit (at most %g), the best span the same in %d of %d sequences",
+      "logit (at most %g), in %d sequences of all lengths",
       report["difference"] / report["largest_logit"], report["tolerance"],
-      report["same_span"], report["sequences"])
+      report["sequences"])
 
 
 def convert(saved_model_dir, onnx_path, float16, *, vocab_size,
