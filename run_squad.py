@@ -429,7 +429,7 @@ def main(unused_argv):
   if config.do_predict or config.eval_every_steps:
     squad_task.check_questions(config.predict_file)
   if config.export_trtis:
-    export.check(config)
+    export.check(config, bert_config)
   scores = None
   with run_folder.opened(config.output_dir, "run_squad.py", config,
                          bert_config.to_dict(), flags.FLAGS.log_file):

@@ -52,9 +52,9 @@ class _Weights(object):
     """
     del getter
     if name not in self._taken:
-      self._taken[name] = tf.constant(
-          self._value(name, tf.TensorShape(shape).as_list()),
-          name=name.rpartition("/")[2])
+      value = self._value(name, tf.TensorShape(shape).as_list())
+      with tf.name_scope(None):
+        self._taken[name] = tf.constant(value, name=name)
     return self._taken[name]
 
   def _value(self, name, shape):
@@ -92,14 +92,19 @@ def _uses_xla(config):
   return config.use_xla and config.export_format != "onnx"
 
 
+def _keeps_kernels(config):
+  """Says whether the graph has kernels; UserError if it cannot."""
+  return config.export_fused_ops and kernels.settle(
+      "on", config.use_xla, "--export_fused_ops")
+
+
 def _options(config):
   """Returns the modeling.ModelOptions of the exported graph.
 
   Precision is not among them: the server narrows what its GPU can.
   """
-  fused_ops = config.export_fused_ops and kernels.settle("on", config.use_xla)
   return modeling.ModelOptions(
-      remove_padding=config.remove_padding, fused_ops=fused_ops,
+      remove_padding=config.remove_padding, fused_ops=_keeps_kernels(config),
       row_buckets=training.ROW_BUCKETS if _uses_xla(config) else None)
 
 
@@ -168,31 +173,35 @@ def repository_of(config):
       config.output_dir, "trtis_models")
 
 
-def check(config):
+def check(config, bert_config):
   """Raises UserError, before any work, for an export that cannot be.
 
   Args:
     config: the runner's settings.
+    bert_config: modeling.BertConfig.
   """
-  if config.export_fused_ops:
-    kernels.settle("on", config.use_xla)
+  _keeps_kernels(config)
   if config.export_format == "onnx":
     onnx_export.interpreter()
   model_repository.check(
-      repository_of(config), settings_of(config), config.trtis_model_version,
-      config.trtis_model_overwrite)
+      repository_of(config), settings_of(config, bert_config),
+      config.trtis_model_version, config.trtis_model_overwrite)
 
 
-def settings_of(config):
+def settings_of(config, bert_config):
   """Returns the model_config.ModelSettings of an export.
 
   `parameters` lack the fingerprint, which the repository adds.
 
   Args:
     config: the runner's settings.
+    bert_config: modeling.BertConfig.
   """
   onnx = config.export_format == "onnx"
   parameters = {
+      # What servers and clients check their input by.
+      "vocab_size": str(bert_config.vocab_size),
+      "type_vocab_size": str(bert_config.type_vocab_size),
       "vocab_sha256": files.sha256_of_file(config.vocab_file),
       "do_lower_case": str(bool(config.do_lower_case)).lower(),
   }
@@ -225,7 +234,8 @@ def export(config, bert_config, logits_of):
       there already.
   """
   prefix = training.checkpoint_to_use(config)
-  settings, repository = settings_of(config), repository_of(config)
+  settings = settings_of(config, bert_config)
+  repository = repository_of(config)
   with model_repository.staged(repository) as stage:
     weights = _Weights(prefix)
     graph_def = _graph_def(config, bert_config, logits_of, weights)

@@ -11,7 +11,7 @@ from utils.logs import LOGGER
 
 
 @functools.lru_cache(maxsize=None)
-def settle(asked, use_xla):
+def settle(asked, use_xla, flag="--fused_ops=on"):
   """Decides whether a run takes the kernels, and says why where not.
 
   Later calls return the same and log nothing.
@@ -19,6 +19,7 @@ def settle(asked, use_xla):
   Args:
     asked: "auto", "on" or "off".
     use_xla: bool.
+    flag: what asked for "on", for the message.
 
   Returns:
     bool.
@@ -37,7 +38,7 @@ def settle(asked, use_xla):
   if fault is None:
     return True
   if asked == "on":
-    raise UserError("--fused_ops=on: %s" % fault)
+    raise UserError("%s: %s" % (flag, fault))
   LOGGER.info("fused_ops: not taken, %s: the framework's own operations do the "
               "same", fault)
   return False
