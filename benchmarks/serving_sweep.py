@@ -1,0 +1,392 @@
+"""Measures a local server under many settings and draws what it found.
+
+scripts/trtis/generate_figures.sh calls it. The checkpoint is exported once;
+for each setting only the model's configuration is changed, the server started
+anew and measured over rising concurrencies:
+
+  static   requests of max_batch_size sentences, each a batch of its own
+  dynamic  requests of one sentence, of which the server makes batches of up
+           to max_batch_size; with each delay
+
+each with every count of instances. What was measured stays in points/, so that
+the same command goes on where it stopped. The folder gets points.csv (all
+settings), <setting>.csv, perf_analyzer's own rows in <setting>_analyzer.csv, a
+picture a setting and summary.png.
+"""
+
+import argparse
+import contextlib
+import datetime
+import glob
+import itertools
+import logging
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]
+
+# pylint: disable=wrong-import-position
+from benchmarks import perf_client
+from benchmarks import perf_points
+from benchmarks import serving_figures
+from utils import errors
+from utils import files
+from utils import logs
+from utils import model_config
+from utils.errors import UserError
+
+_LOGGER = logging.getLogger("bert")
+MODEL, VERSION = "bert", "1"
+_SCRIPTS = ROOT / "scripts" / "trtis"
+# Seconds: a large model on a busy machine; its end.
+_START, _END = 600, 60
+
+
+def settings_of(batch_sizes, delays, engine_counts):
+  """Returns the list of Setting to measure, each once.
+
+  A batch of one needs no dynamic batching.
+
+  Args:
+    batch_sizes: list of int.
+    delays: list of float, milliseconds.
+    engine_counts: list of int.
+  """
+  result = []
+  for engines, size in itertools.product(engine_counts, batch_sizes):
+    result.append(serving_figures.Setting(
+        serving_figures.STATIC, size, 0.0, engines))
+    if size > 1:
+      result.extend(serving_figures.Setting(
+          serving_figures.DYNAMIC, size, delay, engines) for delay in delays)
+  return list(dict.fromkeys(result))
+
+
+# --- machine -----------------------------------------------------------------
+
+
+def machine(device):
+  """Returns a phrase on what computes.
+
+  Args:
+    device: str, the GPU's name; empty for the CPU.
+  """
+  model = "CPU"
+  with contextlib.suppress(OSError):
+    with open("/proc/cpuinfo", encoding="utf-8") as stream:
+      for line in stream:
+        if line.startswith("model name"):
+          model = errors.one_line(line.partition(":")[2])
+          break
+  cores = len(os.sched_getaffinity(0))
+  words = "%s, %d core%s" % (model, cores, "s" if cores > 1 else "")
+  return "%s (%s)" % (device, words) if device else words
+
+
+def caption(options):
+  """Returns what the pictures say of the measurement."""
+  return ("BERT %s, %d tokens, %s, on %s, server and client alike; Triton's "
+          "perf_analyzer over %s, windows of %g s; %s." % (
+              options.bert_model, options.seq_length, options.precision,
+              machine(options.device), options.protocol,
+              options.measurement_interval / 1000.0,
+              datetime.date.today().isoformat()))
+
+
+def identity(options):
+  """Returns the dict of what all points of a folder have in common."""
+  names = ["init_checkpoint", "bert_model", "seq_length", "doc_stride",
+           "precision", "predict_file", "export_flag", "protocol",
+           "max_client_threads", "measurement_interval",
+           "stability_percentage", "max_trials"]
+  return dict({name: getattr(options, name) for name in names},
+              machine=machine(options.device))
+
+
+def open_sweep(folder, options):
+  """Writes sweep.json, or checks the one that is there.
+
+  Raises:
+    UserError: if the folder holds points that were measured otherwise.
+  """
+  path = os.path.join(folder, "sweep.json")
+  wanted, said = identity(options), {}
+  if os.path.exists(path):
+    said = files.read_json(path, "--output_dir")
+    before = said.get("identity", {}) if isinstance(said, dict) else {}
+    other = [name for name in wanted if before.get(name) != wanted[name]]
+    if other:
+      raise UserError(
+          "%s was begun with another %s: points of both cannot stand in one "
+          "picture; name another --run_dir" % (folder, " and ".join(other)))
+  files.write_json(path, {
+      "identity": wanted, "max_latency": options.max_latency,
+      "caption": said.get("caption") or caption(options)})
+
+
+# --- export and server -------------------------------------------------------
+
+
+def _logged(command, log):
+  """Runs a command whose words go to `log`; UserError with its last ones."""
+  with open(log, "ab") as stream:
+    status = subprocess.call(command, stdin=subprocess.DEVNULL, stdout=stream,
+                             stderr=subprocess.STDOUT)
+  if status:
+    with open(log, encoding="utf-8", errors="replace") as stream:
+      words = [line.strip() for line in stream if line.strip()][-1:]
+    raise UserError("%s ended with status %d: %s (all in %s)" % (
+        os.path.basename(command[1]), status, " ".join(words)[:300], log))
+
+
+def export(folder, options, largest):
+  """Exports the checkpoint once; returns the model repository's path."""
+  repository = os.path.join(folder, "trtis_models")
+  work = os.path.join(folder, "export")
+  done = os.path.join(work, "export.done")
+  if not os.path.exists(done):
+    _LOGGER.info("exporting %s", options.init_checkpoint)
+    os.makedirs(work, exist_ok=True)
+    _logged([options.export_python, str(ROOT / "run_squad.py")]
+            + options.export_flag
+            + ["--export_trtis=true", "--trtis_model_overwrite=true",
+               "--init_checkpoint=" + options.init_checkpoint,
+               "--output_dir=" + work,
+               "--trtis_model_repository=" + repository,
+               "--trtis_model_name=" + MODEL,
+               "--trtis_model_version=" + VERSION,
+               "--trtis_max_batch_size=%d" % largest],
+            os.path.join(work, "export.log"))
+    with files.atomic_write(done) as stream:
+      stream.write("%s\n" % repository)
+  return repository
+
+
+def configure(repository, setting):
+  """Makes the repository's configurations those of a Setting."""
+  folder = glob.escape(os.path.join(repository, MODEL))
+  for path in (glob.glob(os.path.join(folder, "config.pbtxt"))
+               + glob.glob(os.path.join(folder, "configs", "*.pbtxt"))):
+    with open(path, encoding="utf-8") as stream:
+      text = stream.read()
+    text = model_config.changed(
+        text, max_batch_size=setting.max_batch_size,
+        delay_ms=setting.dyn_batching_delay, engine_count=setting.engine_count,
+        dynamic_batching=setting.batching == serving_figures.DYNAMIC,
+        what=path)
+    with files.atomic_write(path) as stream:
+      stream.write(text)
+
+
+def free_ports(count):
+  """Returns port numbers that nobody listens at on loopback."""
+  with contextlib.ExitStack() as stack:
+    sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+    for one in sockets:
+      one.bind(("127.0.0.1", 0))
+    return [one.getsockname()[1] for one in sockets]
+
+
+def _stop(process):
+  """Ends launch_server.sh and, should it not, all that it started."""
+  process.terminate()
+  try:
+    process.wait(_END)
+  except subprocess.TimeoutExpired:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextlib.contextmanager
+def running(repository, log):
+  """Yields the perf_client.Server of a server over a repository.
+
+  Raises:
+    UserError: if it does not become ready.
+  """
+  http, grpc, metrics = free_ports(3)
+  process = subprocess.Popen(
+      ["bash", str(_SCRIPTS / "launch_server.sh"), "--repository", repository,
+       "--http_port", str(http), "--grpc_port", str(grpc),
+       "--metrics_port", str(metrics), "--log", log],
+      stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL, start_new_session=True)
+  try:
+    _logged(["bash", str(_SCRIPTS / "wait_for_trtis_server.sh"), "127.0.0.1",
+             "--http_port", str(http), "--timeout", str(_START), "--log", log,
+             "--server_process", str(process.pid)], log + ".wait")
+    yield perf_client.Server("127.0.0.1", http, grpc, MODEL, VERSION)
+  finally:
+    _stop(process)
+
+
+# --- points ------------------------------------------------------------------
+
+
+class Sweep(object):
+  """The points of a folder: those that are there, and the rest measured.
+
+  Args:
+    folder: str.
+    repository: str, where the exported model is.
+    options: of the command line.
+  """
+
+  def __init__(self, folder, repository, options):
+    self._folder, self._repository = folder, repository
+    self._options = options
+
+  def _place(self, setting, concurrency, end):
+    return os.path.join(self._folder, "points", setting.name,
+                        "concurrency_%d%s" % (concurrency, end))
+
+  def _measure(self, stack, setting, concurrency):
+    """Returns the Point; the server is started for a setting's first one.
+
+    Args:
+      stack: [ExitStack, Server or None], changed here.
+    """
+    options, log = self._options, self._place(setting, concurrency, ".log")
+    os.makedirs(os.path.dirname(log), exist_ok=True)
+    if stack[1] is None:
+      configure(self._repository, setting)
+      stack[1] = stack[0].enter_context(running(
+          self._repository,
+          os.path.join(self._folder, "points", setting.name, "server.log")))
+    inputs = os.path.join(self._folder, "inputs.json")
+    if not os.path.exists(inputs):
+      perf_client.write_inputs(inputs, stack[1], options.predict_file,
+                               options.vocab_file, options.doc_stride)
+    size = (setting.max_batch_size
+            if setting.batching == serving_figures.STATIC else 1)
+    point, text = perf_client.measure(
+        stack[1], perf_client.load_of(options, size), inputs, concurrency, log)
+    with files.atomic_write(self._place(setting, concurrency,
+                                        "_analyzer.csv")) as stream:
+      stream.write(text)
+    # Last: it says that the point is there.
+    perf_points.write(self._place(setting, concurrency, ".csv"), [point])
+    return point
+
+  def points_of(self, setting):
+    """Returns the Points of a setting, measured where they are not there.
+
+    Raises:
+      UserError: if the server or perf_analyzer fails.
+    """
+    with contextlib.ExitStack() as stack:
+      state = [stack, None]
+
+      def take(concurrency):
+        path = self._place(setting, concurrency, ".csv")
+        if os.path.exists(path):
+          return perf_points.read(path)[0][1]
+        point = self._measure(state, setting, concurrency)
+        _LOGGER.info(
+            "%s, concurrency %d: %.1f sentences/s, %.2f ms, %.2f sentences an "
+            "execution%s", setting.name, concurrency, point.throughput,
+            point.latency, point.executed_batch,
+            "" if point.stable else " (did not settle)")
+        return point
+
+      points = perf_client.rising(self._options.concurrencies,
+                                  self._options.max_latency, take)
+    self._write(setting, points)
+    return points
+
+  def _write(self, setting, points):
+    texts = []
+    for point in points:
+      with open(self._place(setting, point.concurrency, "_analyzer.csv"),
+                encoding="utf-8") as stream:
+        texts.append(stream.read())
+    stem = os.path.join(self._folder, setting.name)
+    with files.atomic_write(stem + "_analyzer.csv") as stream:
+      stream.write(perf_client.merged(texts))
+    perf_points.write(stem + ".csv", points,
+                      [setting._asdict()] * len(points))
+
+
+def _finish(folder, found, options):
+  """Writes what all settings gave; prints the recommended one."""
+  rows = [(setting._asdict(), point) for setting, points in found.items()
+          for point in points]
+  perf_points.write(os.path.join(folder, "points.csv"),
+                    [point for _, point in rows], [said for said, _ in rows])
+  serving_figures.draw(folder)
+  best = serving_figures.recommended(found, options.max_latency)
+  if best is None:
+    print("no point has an average latency up to %g ms" % options.max_latency)
+  else:
+    print("recommended: %s, concurrency %d: %.1f sentences/s, %.2f ms" % (
+        best[0].title, best[1].concurrency, best[1].throughput,
+        best[1].latency))
+  _LOGGER.info("pictures and tables: %s", folder)
+
+
+def run(options):
+  """Measures all settings."""
+  folder = files.require_output_dir(options.output_dir, "output_dir")
+  logs.set_up(options.log_file)
+  settings = settings_of(options.batch_sizes, options.dyn_batching_delays,
+                         options.engine_counts)
+  found, failed = {}, []
+  with files.FolderLock(folder):
+    perf_client.load_of(options, 1)
+    open_sweep(folder, options)
+    sweep = Sweep(folder, export(folder, options, max(options.batch_sizes)),
+                  options)
+    for number, setting in enumerate(settings, 1):
+      _LOGGER.info("setting %d of %d: %s", number, len(settings),
+                   setting.title)
+      try:
+        found[setting] = sweep.points_of(setting)
+      except UserError as error:
+        _LOGGER.error("%s: %s", setting.name, error)
+        failed.append(setting.name)
+    if found:
+      _finish(folder, found, options)
+  if failed:
+    raise UserError("%d of %d settings failed: %s; the same command tries "
+                    "them again" % (len(failed), len(settings),
+                                    ", ".join(failed)))
+
+
+def delay_list(text):
+  """Returns milliseconds, 0 or more, with commas between."""
+  values = [float(word) for word in text.split(",")]
+  if not all(0 <= value < 1e6 for value in values):
+    raise ValueError
+  return values
+
+
+def main(argv=None):
+  """Runs the command line."""
+  parser = argparse.ArgumentParser(
+      description="Measures a local Triton server under many settings.")
+  perf_client.load_arguments(parser)
+  whole_list = perf_client.whole_list
+  parser.add_argument("--bert_model", required=True, help="for the pictures")
+  parser.add_argument("--seq_length", type=perf_client.whole, required=True)
+  parser.add_argument("--init_checkpoint", required=True)
+  parser.add_argument("--export_python", required=True)
+  parser.add_argument("--export_flag", action="append", required=True,
+                      help="of run_squad.py; may be given several times")
+  parser.add_argument("--device", default="", help="the GPU's name")
+  parser.add_argument("--batch_sizes", type=whole_list, required=True)
+  parser.add_argument("--dyn_batching_delays", type=delay_list, required=True)
+  parser.add_argument("--engine_counts", type=whole_list, required=True)
+  parser.add_argument("--concurrencies", type=whole_list, required=True)
+  options = parser.parse_args(argv)
+  # The server is stopped on the way out.
+  signal.signal(signal.SIGTERM, lambda *unused: sys.exit(143))
+  errors.guard(run, options)
+
+
+if __name__ == "__main__":
+  main()
