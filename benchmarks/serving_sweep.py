@@ -210,12 +210,13 @@ def running(repository, log):
     UserError: if it does not become ready.
   """
   http, grpc, metrics = free_ports(3)
-  process = subprocess.Popen(
-      ["bash", str(_SCRIPTS / "launch_server.sh"), "--repository", repository,
-       "--http_port", str(http), "--grpc_port", str(grpc),
-       "--metrics_port", str(metrics), "--log", log],
-      stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-      stderr=subprocess.DEVNULL, start_new_session=True)
+  with open(log, "ab") as stream:
+    process = subprocess.Popen(
+        ["bash", str(_SCRIPTS / "launch_server.sh"), "--repository", repository,
+         "--http_port", str(http), "--grpc_port", str(grpc),
+         "--metrics_port", str(metrics), "--log", log],
+        stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
+        start_new_session=True)
   try:
     _logged(["bash", str(_SCRIPTS / "wait_for_trtis_server.sh"), "127.0.0.1",
              "--http_port", str(http), "--timeout", str(_START), "--log", log,
