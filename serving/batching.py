@@ -47,20 +47,15 @@ def one_line(error):
 class Limits:
   """What the values of a request's inputs have to lie in.
 
-  From the model's sizes in export.json, which the export writes beside it;
-  without that file they are left to the model. On a CPU frameworks differ in
-  what they do about a wrong index: TensorFlow fails, ONNX Runtime counts
-  negative ones from the end, a one-hot product gives zeros.
+  From the parameters `vocab_size` and `type_vocab_size` of the model; a limit
+  that is not stated there is left to the model itself. On a CPU frameworks
+  differ in what they do about a wrong index: TensorFlow fails, ONNX Runtime
+  counts negative ones from the end, a one-hot product gives zeros.
   """
 
-  def __init__(self, folder):
-    sizes = {}
-    path = os.path.join(folder, "export.json")
-    if os.path.exists(path):
-      with open(path, encoding="utf-8") as stream:
-        sizes = json.load(stream).get("model", {})
-    self._below = {"input_ids": sizes.get("vocab_size"),
-                   "segment_ids": sizes.get("type_vocab_size"),
+  def __init__(self, stated):
+    self._below = {"input_ids": int(stated.get("vocab_size", 0)),
+                   "segment_ids": int(stated.get("type_vocab_size", 0)),
                    "input_mask": 2}
 
   def fault(self, arrays):
@@ -95,10 +90,9 @@ class Backend:
     self.outputs = [o["name"] for o in self.config["output"]]
     self.parameters = parameters(self.config)
     self.threads = threads_of_an_instance(self.config)
-    folder = model_folder(args)
+    self._limits = Limits(self.parameters)
     try:
-      self._limits = Limits(folder)
-      self.load(folder)
+      self.load(model_folder(args))
     except Exception as error:
       message = "%s not loaded: %s" % (self.name, one_line(error))
       pb_utils.Logger.log_error(message)

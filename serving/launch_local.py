@@ -59,6 +59,7 @@ def parse_arguments():
   for number, name in enumerate(SERVICES):
     parser.add_argument("--%s_port" % name, type=int, default=8000 + number)
   parser.add_argument("--log", default="")
+  parser.add_argument("--end_with", type=int, default=0)
   return parser.parse_args()
 
 
@@ -84,6 +85,8 @@ def check_ports(options):
       raise Fault("--%s and --%s are both %d; give three different ports"
                   % (ports[port], flag, port))
     ports[port] = flag
+    if port > 65535:
+      raise Fault("--%s is %d, but has to be 65535 or less" % (flag, port))
     try:
       family, _, _, _, address = socket.getaddrinfo(
           options.host, port, type=socket.SOCK_STREAM)[0]
@@ -94,8 +97,8 @@ def check_ports(options):
         probe.listen(1)
     except socket.gaierror:
       raise Fault("--host: %s is no address of this machine" % options.host)
-    except (OSError, OverflowError) as error:
-      if getattr(error, "errno", 0) == errno.EADDRINUSE:
+    except OSError as error:
+      if error.errno == errno.EADDRINUSE:
         raise Fault("port %d (--%s) is taken by another program; give another "
                     "port or end that one" % (port, flag))
       raise Fault("--%s: cannot listen on %s port %d (%s)"
@@ -145,17 +148,21 @@ def environment():
               LD_LIBRARY_PATH=os.pathsep.join(libraries))
 
 
+def state_and_group(path):
+  """(state, process group) from a file /proc/<process>/stat; "X" for none."""
+  try:
+    with open(path) as stream:
+      state, _, group = stream.read().rpartition(")")[2].split()[:3]
+  except OSError:
+    return "X", ""
+  return state, group
+
+
 def alive(group):
   """Whether a process of a group still runs; one that is a zombie does not."""
-  for path in glob.glob("/proc/[0-9]*/stat"):
-    try:
-      with open(path) as stream:
-        state, _, its_group = stream.read().rpartition(")")[2].split()[:3]
-    except OSError:
-      continue
-    if its_group == str(group) and state not in "ZX":
-      return True
-  return False
+  found = [state_and_group(path) for path in glob.glob("/proc/[0-9]*/stat")]
+  return any(its_group == str(group) and state not in "ZX"
+             for state, its_group in found)
 
 
 def end_group(group, seconds):
@@ -304,6 +311,9 @@ def watch(server, stopper):
           "ends it" % (options.host, options.http_port, options.host,
                        options.grpc_port, options.host, options.metrics_port,
                        server.process.pid))
+    if options.end_with and state_and_group(
+        "/proc/%d/stat" % options.end_with)[0] in "ZX":
+      break
   say("ending the server")
   server.end()
   return 0

@@ -16,6 +16,7 @@
 #   --grpc_port N     [8001]
 #   --metrics_port N  [8002]
 #   --log FILE        the server's words go there instead of to the terminal
+#   --end_with N      end once process N of this machine has ended; --local
 #   --dry_run         print the command, do nothing
 #
 # "ready: ..." says that all models can be asked, on the CPU after seconds. A
@@ -27,7 +28,7 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 # shellcheck disable=SC2034
 keeps_runs=false
 kind='' repository=$results_dir/trtis_models host=127.0.0.1 log=''
-http_port=8000 grpc_port=8001 metrics_port=8002 words=()
+http_port=8000 grpc_port=8001 metrics_port=8002 end_with='' words=()
 for word; do
   case $word in
     --local | --docker) kind=${word#--} ;;
@@ -45,6 +46,7 @@ http_port count port of HTTP
 grpc_port count port of gRPC
 metrics_port count port of the metrics
 log path? file for what the server says
+end_with count? process whose end ends the server
 END
 parse_arguments "${words[@]}"
 ((${#positionals[@]} == 0)) ||
@@ -67,6 +69,7 @@ environment=$REPLY/serving
 [[ -f $environment/setup-stamp ]] ||
   missing "there is no server here yet: run bash" \
     "$root/scripts/trtis/setup.sh --only serving"
+if [[ -n $end_with ]]; then flags+=(--end_with "$end_with"); fi
 command=("$environment/bin/python" "$root/serving/launch_local.py"
   "${flags[@]}")
 if $dry_run; then
