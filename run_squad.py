@@ -6,7 +6,6 @@ prints the official scores as the last line where that file has answers;
 --export_trtis writes the model for an inference server.
 """
 
-import os
 import time
 from typing import NamedTuple
 from typing import Optional
@@ -140,20 +139,13 @@ def define_flags():
   export_flags.define()
 
 
-def _cache_dir(values):
-  if values["cache_dir"]:
-    return values["cache_dir"]
-  results = os.environ.get("RESULTS_DIR") or values["output_dir"] or "."
-  return os.path.join(results, "cache")
-
-
 def config_from_flags():
   """Returns the validated SquadConfig of the command line."""
   values = flags.FLAGS.flag_values_dict()
   vocab_file = files.require_file(values["vocab_file"], "vocab_file")
   if not flags.FLAGS["do_lower_case"].present:
     values["do_lower_case"] = tokenization.infer_lower_case(vocab_file)
-  values["cache_dir"] = _cache_dir(values)
+  values["cache_dir"] = squad_task.cache_dir(values)
   config = runner_flags.checked(SquadConfig(
       **{name: values[name] for name in SquadConfig._fields}))
   if not (config.do_train or config.do_predict or config.export_trtis):

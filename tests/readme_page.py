@@ -105,6 +105,17 @@ NOT_RUN = {
         "--max_predictions_per_seq 20 --do_eval false --seed 1 -- "
         "--log_every_steps=4"],
     "it takes many minutes": ["bash scripts/test.sh --slow"],
+    "it asks a server; test_trtis_answers.py does": [
+        "bash scripts/trtis/run_client.sh --bert_model data/sample "
+        "--seq_length 128 --doc_stride 64 --trtis_model_name my_bert "
+        "--predict_file data/sample/dev-v1.1.json --run_dir "
+        "results/my_served_answers",
+        ".venv/client/bin/python run_squad_trtis_client.py "
+        "--trtis_model_name=my_bert --vocab_file=data/sample/vocab.txt "
+        "--question=\"Where does Anna live?\" "
+        "--context=\"Anna lives in Oslo.\"",
+        ".venv/client/bin/python run_squad_trtis_client.py --interactive "
+        "--trtis_model_name=my_bert --vocab_file=data/sample/vocab.txt"],
 }
 
 

@@ -10,12 +10,14 @@ import sysconfig
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-RUNNERS = {"run_pretraining", "run_squad", "create_pretraining_data"}
+RUNNERS = {"run_pretraining", "run_squad", "create_pretraining_data",
+           "run_squad_trtis_client"}
 CORE = {"modeling", "optimization", "tokenization"}
 LOCAL = RUNNERS | CORE | {"encoder", "utils", "data", "fused_ops", "scripts",
                           "tests", "benchmarks"}
 NO_TENSORFLOW = [
-    "tokenization.py", "create_pretraining_data.py", "utils/records.py",
+    "tokenization.py", "create_pretraining_data.py",
+    "run_squad_trtis_client.py", "utils/records.py",
     "utils/squad_data.py", "utils/squad_features.py",
     "utils/squad_answers.py", "utils/squad_score.py", "utils/squad_task.py",
     "utils/stopwatch.py", "utils/files.py",

@@ -44,7 +44,8 @@ SERVING = sorted("trtis/" + path.name
 PREPARATIONS = ["data/wikipedia_corpus/run_preprocessing.sh",
                 "data/bookcorpus/run_preprocessing.sh",
                 "data/run_preprocessing.sh"]
-PROGRAMS = ["create_pretraining_data", "run_pretraining", "run_squad"]
+PROGRAMS = ["create_pretraining_data", "run_pretraining", "run_squad",
+            "run_squad_trtis_client"]
 NONE = "–"
 # Files that the dry runs name beside the sample's: a model's folder, a run's,
 # questions, records.

@@ -21,7 +21,7 @@ class UserError(Exception):
 
 
 class PeerError(Exception):
-  """Another rank of this job is gone; what it was is told by itself."""
+  """Another rank, or a server, is gone; what became of it it tells itself."""
 
 
 class Stopped(Exception):
@@ -81,8 +81,8 @@ def guard(function, *args):
   """Calls `function(*args)`; what users can mend or wait for gets one line.
 
   Exit statuses: 0 also where training was asked to stop and has saved; 1 for
-  bad input and a full disk; 69 where another rank is gone and 70 for a fault
-  of ours, after which the same command may go on; 130 after Ctrl-C.
+  bad input and a full disk; 69 where another rank or a server is gone and 70
+  for a fault of ours, after which the same command may go on; 130 after Ctrl-C.
   """
   try:
     return function(*args)

@@ -24,8 +24,9 @@ from utils.squad_features import Features
 from utils.squad_features import FeatureSettings
 from utils.squad_features import featurize
 
-__all__ = ["Example", "Features", "FeatureSettings", "featurize",
-           "load_or_make", "read_examples", "read_squad"]
+__all__ = ["check_context", "Example", "Features", "FeatureSettings",
+           "featurize", "load_or_make", "read_examples", "read_squad",
+           "typed_example"]
 
 _LOGGER = logging.getLogger("bert")
 # What separates words, as published; other Unicode blanks do not.
@@ -206,6 +207,24 @@ def read_examples(path, is_training, version_2_with_negative):
     raise UserError("%s: no question's answer is found at its offset in its "
                     "context" % path)
   return examples
+
+
+def check_context(context):
+  """Raises UserError for a typed passage without a word."""
+  if not _WORD.search(context):
+    raise UserError("--context is empty: give the passage to look in")
+
+
+def typed_example(question, context):
+  """Returns the Example of a question and passage that somebody typed.
+
+  Raises:
+    UserError: if one of them is empty.
+  """
+  if not question.strip():
+    raise UserError("--question is empty: give one")
+  check_context(context)
+  return Example("typed", question, _WORD.findall(context))
 
 
 def _save(features, folder):

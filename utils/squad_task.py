@@ -20,6 +20,14 @@ ANSWER_FILES = ("predictions.json", "nbest_predictions.json", "null_odds.json")
 SCORE_FILES = ("scores.json", "eval_results.txt")
 
 
+def cache_dir(values):
+  """Returns the folder of cached features; `values` are those of flags."""
+  if values["cache_dir"]:
+    return values["cache_dir"]
+  results = os.environ.get("RESULTS_DIR") or values["output_dir"] or "."
+  return os.path.join(results, "cache")
+
+
 def check_room(max_seq_length, max_query_length):
   """Raises UserError if a feature has no room for its paragraph."""
   if max_seq_length <= max_query_length + 3:

@@ -166,13 +166,18 @@ check_extra_flags() {
   done
 }
 
+stack_options() {
+  # A launcher of a program without TensorFlow defines another one.
+  options <<'END'
+stack choice:tf1|tf2? TensorFlow stack; empty: BERT_STACK, else tf1 where set up
+END
+}
+
 parse_arguments() {
   local name index
   local -a names=() values=()
   local -A named=()
-  options <<'END'
-stack choice:tf1|tf2? TensorFlow stack; empty: BERT_STACK, else tf1 where set up
-END
+  stack_options
   if $keeps_runs; then
     options <<'END'
 run_dir path? folder of the run; empty: one of its own under RESULTS_DIR

@@ -49,6 +49,21 @@ choose_python() {
   fi
 }
 
+choose_client_python() {
+  # The interpreter of the clients' environment, into python.
+  absolute "${BERT_VENV_DIR:-$root/.venv}"
+  python=$REPLY/client/bin/python
+  if [[ -n ${BERT_PYTHON-} ]]; then
+    python=$BERT_PYTHON
+    if [[ $python == */* ]]; then absolute "$python"; python=$REPLY; fi
+    command -v -- "$python" >/dev/null ||
+      missing "BERT_PYTHON: there is no program $python"
+  elif [[ ! -x $python || ! -f $REPLY/client/setup-stamp ]]; then
+    missing "there is no Python environment for clients yet: run bash" \
+      "$root/scripts/trtis/setup.sh --only client"
+  fi
+}
+
 count_gpus() {
   # NVIDIA GPUs that a process started here may use, into REPLY.
   local commas
