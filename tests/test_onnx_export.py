@@ -11,6 +11,7 @@ import pytest
 
 import runners
 import tokenization
+import trtis_server
 from test_run_pretraining import CONFIG
 from test_run_squad import dataset
 from test_run_squad import VOCAB
@@ -61,7 +62,7 @@ def flags(place, output, **changes):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
   """Folder with a model that has learnt a little, and many questions."""
-  assert ONNX_PYTHON.exists(), "bash scripts/trtis/setup.sh --only onnx"
+  trtis_server.environment("onnx")
   folder = tmp_path_factory.mktemp("onnx")
   (folder / "config.json").write_text(
       json.dumps(dict(CONFIG, vocab_size=len(VOCAB))))

@@ -87,31 +87,75 @@ class SavedModel(object):
         self.outputs, {self.inputs[n]: values for n, values in batch.items()})
 
 
-def to_onnx(saved_model):
-  """Returns the onnx.ModelProto in float32, with all of the signature.
+def without_weights(graph_def):
+  """Returns (tf.GraphDef, {name: array}): matrices as placeholders.
+
+  The converter takes thirty times the memory of all that it is given.
+
+  Args:
+    graph_def: tf.GraphDef.
+  """
+  light, weights = tf.GraphDef(versions=graph_def.versions), {}
+  for node in graph_def.node:
+    # Asking a node for what it lacks would add it.
+    tensor = node.attr["value"].tensor if node.op == "Const" else None
+    if (tensor is None or tensor.dtype != tf.float32.as_datatype_enum
+        or len(tensor.tensor_shape.dim) < 2):
+      light.node.add().CopyFrom(node)
+      continue
+    weights[node.name + ":0"] = tf.make_ndarray(tensor)
+    stand_in = light.node.add(name=node.name, op="Placeholder")
+    stand_in.attr["dtype"].type = tensor.dtype
+    stand_in.attr["shape"].shape.CopyFrom(tensor.tensor_shape)
+  return light, weights
+
+
+def to_onnx(saved_model, graph_def, weights):
+  """Returns the onnx.ModelProto in float32, with weights as further inputs.
 
   Args:
     saved_model: `SavedModel`.
+    graph_def: its tf.GraphDef, as `without_weights` gives it.
+    weights: the names of what is to be put in.
   """
-  present = {node.name for node in saved_model.graph_def.node}
+  present = {node.name for node in graph_def.node}
   names = {tensor: name for part in (saved_model.inputs, saved_model.outputs)
            for name, tensor in part.items()}
   model, _ = tf2onnx.convert.from_graph_def(
-      saved_model.graph_def, name="bert", opset=OPSET,
+      graph_def, name="bert", opset=OPSET,
       input_names=[tensor for tensor in saved_model.inputs.values()
-                   if tensor.split(":")[0] in present],
+                   if tensor.split(":")[0] in present] + list(weights),
       output_names=list(saved_model.outputs.values()), tensors_to_rename=names)
-  found = {value.name: value for value in
-           list(model.graph.input) + list(model.graph.output)}
+  inputs = {value.name: value for value in model.graph.input}
   # A server refuses a request with an input that the model does not declare.
-  values = [found.get(name) or onnx.helper.make_tensor_value_info(
+  ordered = [inputs.pop(name, None) or onnx.helper.make_tensor_value_info(
       name, onnx.TensorProto.INT32, shape)
-            for name, shape in signature.INPUTS.items()]
+             for name, shape in signature.INPUTS.items()]
+  ordered.extend(inputs.values())
   del model.graph.input[:]
-  model.graph.input.extend(values)
-  for value in list(model.graph.input) + list(model.graph.output):
-    value.type.tensor_type.shape.dim[0].dim_param = signature.BATCH
+  model.graph.input.extend(ordered)
   return model
+
+
+def put_in(model, weights):
+  """Makes inputs of the model its own constants, of the inputs' types.
+
+  Args:
+    model: onnx.ModelProto; changed.
+    weights: {name of the input: float32 array}.
+  """
+  graph = model.graph
+  kept = [value for value in graph.input if value.name not in weights]
+  for value in graph.input:
+    if value.name in weights:
+      dtype = onnx.helper.tensor_dtype_to_np_dtype(
+          value.type.tensor_type.elem_type)
+      graph.initializer.append(onnx.numpy_helper.from_array(
+          weights[value.name].astype(dtype), value.name))
+  del graph.input[:]
+  graph.input.extend(kept)
+  for value in list(graph.input) + list(graph.output):
+    value.type.tensor_type.shape.dim[0].dim_param = signature.BATCH
 
 
 def _is_cast(node, element_type):
@@ -167,13 +211,13 @@ def _sort(graph):
 def to_float16(model):
   """Returns the model with weights and products in float16.
 
-  Inputs and outputs keep their types, softmax and layer norms float32.
+  Outputs keep their types, softmax and layer norms float32.
 
   Args:
     model: onnx.ModelProto in float32.
   """
   model = float16.convert_float_to_float16(
-      model, keep_io_types=True, op_block_list=FLOAT32_OPERATIONS,
+      model, keep_io_types=list(signature.OUTPUTS), op_block_list=FLOAT32_OPERATIONS,
       node_block_list=[node.name for node in model.graph.node
                        if FLOAT32_SCOPE in node.name])
   _drop_round_trips(model.graph)
@@ -222,9 +266,11 @@ def compare(saved_model, path, vocab_size, max_batch_size):
 def convert(flags):
   """Does what the command line says; returns the exit status."""
   saved_model = SavedModel(flags.saved_model)
-  model = to_onnx(saved_model)
+  graph_def, weights = without_weights(saved_model.graph_def)
+  model = to_onnx(saved_model, graph_def, list(weights))
   if flags.precision == "float16":
     model = to_float16(model)
+  put_in(model, weights)
   onnx.save(model, flags.output)
   onnx.checker.check_model(flags.output)
   report = compare(saved_model, flags.output, flags.vocab_size,

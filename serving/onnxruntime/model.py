@@ -57,4 +57,8 @@ class TritonPythonModel(batching.Backend):
             what, ", ".join(lacking), ", ".join(sorted(there))))
 
   def run(self, arrays):
+    if not arrays["input_mask"].any():
+      # Without padding there would be no row at all, and ONNX takes a size of
+      # 0 in a new shape for "as before".
+      raise ValueError("input_mask is 0 everywhere: there is no word piece")
     return dict(zip(self.outputs, self._session.run(self.outputs, arrays)))
