@@ -37,8 +37,13 @@ from utils.errors import UserError
 _LOGGER = logging.getLogger("bert")
 # More would only make the file of requests longer.
 MOST_WINDOWS = 1000
-# Windows that perf_analyzer takes for steady: any three.
+# Percentage that any three windows are within.
 _ANY = "1000000000"
+# Words of perf_analyzer where there is something to be done about it.
+_EMPTY = "No valid requests recorded"
+_UNSTABLE = "Failed to obtain stable measurement"
+# Seconds that a request may take on a slow machine, at a high concurrency.
+_LONGEST = 120
 
 
 class Load(NamedTuple):
@@ -186,19 +191,23 @@ def write_inputs(path, server, predict_file, vocab_files, doc_stride):
 # --- one concurrency ---------------------------------------------------------
 
 
-def _command(server, load, inputs, concurrency, output, stability):
+def _command(server, load, inputs, concurrency, *more):
   address = server.grpc if load.protocol == "grpc" else server.http
   return [load.analyzer, "-m", server.model, "-x", server.version,
           "-u", address, "-i", load.protocol, "-b", str(load.batch_size),
           "--input-data", inputs, "--concurrency-range", str(concurrency),
-          "--async", "--max-threads", str(load.max_client_threads),
-          "--measurement-interval", str(load.measurement_interval),
-          "--stability-percentage", stability,
-          "--max-trials", str(load.max_trials), "-f", output]
+          "--async", "--max-threads", str(load.max_client_threads)
+          ] + [str(word) for word in more]
 
 
 def _run(command, log, limit):
-  """Runs perf_analyzer; returns (exit status, its words), also in `log`."""
+  """Runs perf_analyzer; returns (exit status, its words), also in `log`.
+
+  Args:
+    command: list of str.
+    log: str, a file's path.
+    limit: float, seconds.
+  """
   # Where set-up puts the libraries that it is linked to.
   paths = [os.path.join(os.path.dirname(os.path.dirname(command[0])), "lib",
                         "perf_analyzer")]
@@ -220,11 +229,32 @@ def _run(command, log, limit):
   return done.returncode, words
 
 
+def _failure(status, words, concurrency, log):
+  lines = [line for line in words.splitlines() if line.strip()]
+  return UserError(
+      "perf_analyzer ended with status %d at concurrency %d: %s (all in %s)"
+      % (status, concurrency, " ".join(lines[-2:])[:300], log))
+
+
+def warm_up(server, load, inputs, requests, log):
+  """Sends requests that do not count: a model's first ones take longer.
+
+  Args:
+    server, load, inputs, log: as for `measure`.
+    requests: int, as many at a time, twice.
+  """
+  status, words = _run(
+      _command(server, load, inputs, requests, "--request-count",
+               2 * requests), log, _LONGEST)
+  if status:
+    raise _failure(status, words, requests, log)
+
+
 def measure(server, load, inputs, concurrency, log):
   """Measures one concurrency.
 
-  Where the windows do not settle, they are taken as they are, and the point
-  says so.
+  Where no request ends within a window, it is made longer; where the windows
+  do not settle, they are taken as they are, and the point says so.
 
   Args:
     server: Server.
@@ -239,26 +269,28 @@ def measure(server, load, inputs, concurrency, log):
   Raises:
     UserError: if perf_analyzer fails; the message has its last words.
   """
-  limit = 120 + 3 * load.max_trials * load.measurement_interval / 1000
+  interval, stability, status = load.measurement_interval, None, None
   with tempfile.TemporaryDirectory() as folder:
     output = os.path.join(folder, "point.csv")
-    for stability in ("%g" % load.stability_percentage, _ANY):
+    while status != 0:
       before = server.counts()
-      status, words = _run(_command(server, load, inputs, concurrency, output,
-                                    stability), log, limit)
-      if "Failed to obtain stable measurement" not in words:
-        break
-    if status or not os.path.isfile(output):
-      lines = [line for line in words.splitlines() if line.strip()]
-      raise UserError("perf_analyzer ended with status %d at concurrency %d: "
-                      "%s (all in %s)" % (status, concurrency, " ".join(
-                          lines[-2:])[:300], log))
+      status, words = _run(_command(
+          server, load, inputs, concurrency, "--measurement-interval", interval,
+          "--stability-percentage", stability or "%g" % load.stability_percentage,
+          "--max-trials", load.max_trials, "-f", output), log,
+                           _LONGEST + 3 * load.max_trials * interval / 1000)
+      if status and _EMPTY in words and interval < 1000 * _LONGEST:
+        interval *= 2
+      elif status and _UNSTABLE in words and not stability:
+        stability = _ANY
+      elif status or not os.path.isfile(output):
+        raise _failure(status, words, concurrency, log)
     after = server.counts()
     with open(output, encoding="utf-8") as stream:
       text = stream.read()
   return perf_points.point(
       text, words, load.batch_size, after[0] - before[0], after[1] - before[1],
-      stability != _ANY), text
+      not stability), text
 
 
 def merged(texts):
@@ -367,6 +399,8 @@ def run(options):
                          options.vocab_file, options.doc_stride)
     _LOGGER.info("%d windows of %s, %d sentences a request to %s", count,
                  options.predict_file, load.batch_size, server.http)
+
+    warm_up(server, load, inputs, 4, log)
 
     def take(concurrency):
       point, text = measure(server, load, inputs, concurrency, log)

@@ -241,37 +241,47 @@ class Sweep(object):
   def __init__(self, folder, repository, options):
     self._folder, self._repository = folder, repository
     self._options = options
+    self._inputs = os.path.join(folder, "inputs.json")
 
-  def _place(self, setting, concurrency, end):
-    return os.path.join(self._folder, "points", setting.name,
-                        "concurrency_%d%s" % (concurrency, end))
+  def _place(self, setting, name):
+    return os.path.join(self._folder, "points", setting.name, name)
 
-  def _measure(self, stack, setting, concurrency):
-    """Returns the Point; the server is started for a setting's first one.
-
-    Args:
-      stack: [ExitStack, Server or None], changed here.
-    """
-    options, log = self._options, self._place(setting, concurrency, ".log")
+  def _start(self, stack, setting):
+    """Returns the Server of a setting, warm; it ends with the ExitStack."""
+    log = self._place(setting, "server.log")
     os.makedirs(os.path.dirname(log), exist_ok=True)
-    if stack[1] is None:
-      configure(self._repository, setting)
-      stack[1] = stack[0].enter_context(running(
-          self._repository,
-          os.path.join(self._folder, "points", setting.name, "server.log")))
-    inputs = os.path.join(self._folder, "inputs.json")
-    if not os.path.exists(inputs):
-      perf_client.write_inputs(inputs, stack[1], options.predict_file,
-                               options.vocab_file, options.doc_stride)
-    size = (setting.max_batch_size
-            if setting.batching == serving_figures.STATIC else 1)
+    configure(self._repository, setting)
+    server = stack.enter_context(running(self._repository, log))
+    if not os.path.exists(self._inputs):
+      perf_client.write_inputs(
+          self._inputs, server, self._options.predict_file,
+          self._options.vocab_file, self._options.doc_stride)
+    # Enough for each instance to get some.
+    perf_client.warm_up(
+        server, self._load(setting), self._inputs,
+        4 * setting.engine_count * setting.max_batch_size,
+        self._place(setting, "warm_up.log"))
+    return server
+
+  def _load(self, setting):
+    dynamic = setting.batching == serving_figures.DYNAMIC
+    return perf_client.load_of(self._options,
+                               1 if dynamic else setting.max_batch_size)
+
+  def _measure(self, server, setting, concurrency):
+    """Measures, keeps and returns a Point."""
+    stem = self._place(setting, "concurrency_%d" % concurrency)
     point, text = perf_client.measure(
-        stack[1], perf_client.load_of(options, size), inputs, concurrency, log)
-    with files.atomic_write(self._place(setting, concurrency,
-                                        "_analyzer.csv")) as stream:
+        server, self._load(setting), self._inputs, concurrency, stem + ".log")
+    with files.atomic_write(stem + "_analyzer.csv") as stream:
       stream.write(text)
     # Last: it says that the point is there.
-    perf_points.write(self._place(setting, concurrency, ".csv"), [point])
+    perf_points.write(stem + ".csv", [point])
+    _LOGGER.info(
+        "%s, concurrency %d: %.1f sentences/s, %.2f ms, %.2f sentences an "
+        "execution%s", setting.name, concurrency, point.throughput,
+        point.latency, point.executed_batch,
+        "" if point.stable else " (did not settle)")
     return point
 
   def points_of(self, setting):
@@ -280,20 +290,16 @@ class Sweep(object):
     Raises:
       UserError: if the server or perf_analyzer fails.
     """
+    servers = []
     with contextlib.ExitStack() as stack:
-      state = [stack, None]
 
       def take(concurrency):
-        path = self._place(setting, concurrency, ".csv")
+        path = self._place(setting, "concurrency_%d.csv" % concurrency)
         if os.path.exists(path):
           return perf_points.read(path)[0][1]
-        point = self._measure(state, setting, concurrency)
-        _LOGGER.info(
-            "%s, concurrency %d: %.1f sentences/s, %.2f ms, %.2f sentences an "
-            "execution%s", setting.name, concurrency, point.throughput,
-            point.latency, point.executed_batch,
-            "" if point.stable else " (did not settle)")
-        return point
+        if not servers:
+          servers.append(self._start(stack, setting))
+        return self._measure(servers[0], setting, concurrency)
 
       points = perf_client.rising(self._options.concurrencies,
                                   self._options.max_latency, take)
@@ -303,8 +309,8 @@ class Sweep(object):
   def _write(self, setting, points):
     texts = []
     for point in points:
-      with open(self._place(setting, point.concurrency, "_analyzer.csv"),
-                encoding="utf-8") as stream:
+      name = "concurrency_%d_analyzer.csv" % point.concurrency
+      with open(self._place(setting, name), encoding="utf-8") as stream:
         texts.append(stream.read())
     stem = os.path.join(self._folder, setting.name)
     with files.atomic_write(stem + "_analyzer.csv") as stream:
@@ -366,8 +372,8 @@ def delay_list(text):
   return values
 
 
-def main(argv=None):
-  """Runs the command line."""
+def parse(argv):
+  """Returns the options of a command line."""
   parser = argparse.ArgumentParser(
       description="Measures a local Triton server under many settings.")
   perf_client.load_arguments(parser)
@@ -383,7 +389,12 @@ def main(argv=None):
   parser.add_argument("--dyn_batching_delays", type=delay_list, required=True)
   parser.add_argument("--engine_counts", type=whole_list, required=True)
   parser.add_argument("--concurrencies", type=whole_list, required=True)
-  options = parser.parse_args(argv)
+  return parser.parse_args(argv)
+
+
+def main(argv=None):
+  """Runs the command line."""
+  options = parse(argv)
   # The server is stopped on the way out.
   signal.signal(signal.SIGTERM, lambda *unused: sys.exit(143))
   errors.guard(run, options)

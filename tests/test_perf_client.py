@@ -169,6 +169,7 @@ printf '%s\\n' "$*" >> "$(dirname "$0")/calls"
 while (($#)); do
   case $1 in
     -f) file=$2 ;; --stability-percentage) stability=$2 ;;
+    --measurement-interval) interval=$2 ;;
   esac
   shift
 done
@@ -211,6 +212,28 @@ def test_what_does_not_settle_is_taken_as_it_is(tmp_path, triton):
   assert not point.stable and point.latency == 32.52
   # Of the second attempt alone.
   assert (point.sentences, point.executions) == (8, 2)
+
+
+def test_a_window_without_a_reply_is_made_longer(tmp_path, triton):
+  program = analyzer(
+      tmp_path, "if ((interval < 1600)); then\n"
+      "  echo 'No valid requests recorded within time interval.'; exit 3\nfi\n"
+      + GOOD)
+  point, _ = perf_client.measure(
+      server_of(triton), load_of(program), "in.json", 5, str(tmp_path / "log"))
+  assert point.stable and point.latency == 32.52
+  calls = (tmp_path / "calls").read_text()
+  assert [word for word in ("400", "800", "1600", "3200")
+          if "--measurement-interval %s " % word in calls] == [
+              "400", "800", "1600"]
+
+
+def test_warm_up(tmp_path, triton):
+  program = analyzer(tmp_path, "exit $((stability))")
+  perf_client.warm_up(server_of(triton), load_of(program), "in.json", 6,
+                      str(tmp_path / "log"))
+  (call,) = (tmp_path / "calls").read_text().splitlines()
+  assert "--concurrency-range 6 " in call and "--request-count 12" in call
 
 
 def test_perf_analyzer_fails(tmp_path, triton):

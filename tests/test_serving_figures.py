@@ -1,0 +1,508 @@
+"""The sweep over a server's settings: what it measures, keeps and draws.
+
+One short sweep over a real server at the end; how fast it is is not asked.
+"""
+
+import csv
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+# pylint: disable=wrong-import-position
+import runners
+from benchmarks import perf_client
+from benchmarks import perf_points
+from benchmarks import serving_figures
+from benchmarks import serving_sweep
+from launcher_sandbox import one_line
+from launcher_sandbox import site  # pylint: disable=unused-import
+from launcher_sandbox import write_program
+from matplotlib import pyplot
+from utils import model_config
+from utils.errors import UserError
+
+pytestmark = pytest.mark.once
+SAMPLE = runners.ROOT / "data" / "sample"
+PNG = b"\x89PNG"
+
+
+def point(concurrency, throughput, latency, stable=True):
+  """A Point whose parts are 1, 2, 30, 60 and 7 per cent of the latency."""
+  shares = dict(client_send=.01, network=.02, server_queue=.3,
+                server_compute=.6, client_receive=.07)
+  return perf_points.Point(
+      concurrency=concurrency, batch_size=1, throughput=throughput,
+      latency=latency, p50=latency, p90=latency, p95=latency, p99=latency,
+      sentences=12, executions=4, executed_batch=3.0, stable=stable,
+      **{name: share * latency for name, share in shares.items()})
+
+
+def setting(batching="dynamic", size=8, delay=5.0, engines=1):
+  return serving_figures.Setting(batching, size, delay, engines)
+
+
+FOUND = {
+    setting(): [point(1, 20.0, 50.0), point(4, 60.0, 66.0),
+                point(16, 90.0, 177.0, stable=False)],
+    setting("static", 1, 0.0): [point(1, 22.0, 45.0), point(4, 30.0, 133.0)],
+    setting(engines=2): [point(1, 20.0, 50.0), point(4, 60.0, 67.0)],
+}
+
+
+# --- settings ----------------------------------------------------------------
+
+
+def test_settings_of_a_sweep():
+  found = serving_sweep.settings_of([1, 4], [0.0, 2.5], [1, 2])
+  assert [s.name for s in found] == [
+      "static_batch_1_engines_1", "static_batch_4_engines_1",
+      "dynamic_batch_4_delay_0ms_engines_1",
+      "dynamic_batch_4_delay_2.5ms_engines_1",
+      "static_batch_1_engines_2", "static_batch_4_engines_2",
+      "dynamic_batch_4_delay_0ms_engines_2",
+      "dynamic_batch_4_delay_2.5ms_engines_2"]
+  assert len(serving_sweep.settings_of([4, 4], [2.0, 2.0], [1, 1])) == 2
+
+
+def test_titles():
+  assert setting("static", 8, 0.0, 2).title == (
+      "static batching, requests of 8 sentences, 2 instances")
+  assert setting(delay=2.5).title == (
+      "dynamic batching up to 8 sentences, delay 2.5 ms, requests of 1 "
+      "sentence, 1 instance")
+
+
+def test_only_the_configuration_changes(tmp_path):
+  before = model_config.ModelSettings(
+      name="bert", platform=model_config.SAVED_MODEL, seq_length=48,
+      max_batch_size=8, delay_ms=0, max_queue_size=0, engine_count=1,
+      mixed_precision=False, xla=False, parameters={"a": "b"})
+  model = tmp_path / "bert"
+  (model / "configs").mkdir(parents=True)
+  places = {"gpu": model / "config.pbtxt", "cpu": model / "configs/cpu.pbtxt"}
+  for kind, path in places.items():
+    path.write_text(model_config.text(before, kind))
+  serving_sweep.configure(str(tmp_path), setting(size=4, delay=2.5, engines=3))
+  for kind, path in places.items():
+    assert model_config.read(path.read_text(), "x") == (before._replace(
+        max_batch_size=4, delay_ms=2.5, engine_count=3), kind)
+  serving_sweep.configure(str(tmp_path), setting("static", 2, 0.0, 1))
+  for kind, path in places.items():
+    text = path.read_text()
+    assert "dynamic_batching" not in text
+    assert model_config.read(text, "x") == (
+        before._replace(max_batch_size=2), kind)
+
+
+def test_delay_of_zero_is_dynamic_all_the_same(tmp_path):
+  (tmp_path / "bert").mkdir()
+  path = tmp_path / "bert" / "config.pbtxt"
+  path.write_text('max_batch_size: 8 instance_group { count: 1 }')
+  serving_sweep.configure(str(tmp_path), setting(delay=0.0))
+  assert "dynamic_batching" in path.read_text()
+
+
+# --- recommendation ----------------------------------------------------------
+
+
+def test_most_sentences_within_the_limit_are_recommended():
+  best = serving_figures.recommended(FOUND, 100.0)
+  # Of two that are as fast the first.
+  assert best == (setting(), FOUND[setting()][1])
+  assert serving_figures.recommended(FOUND, 500.0)[1].throughput == 90.0
+  assert serving_figures.recommended(FOUND, 66.0) == best
+  assert serving_figures.recommended(FOUND, 10.0) is None
+
+
+# --- pictures ----------------------------------------------------------------
+
+
+def test_picture_of_a_setting():
+  points = FOUND[setting()]
+  figure = serving_figures.draw_setting(setting(), points, "on a machine")
+  left, right = figure.axes
+  assert [bar.get_label() for bar in left.containers] == [
+      "client send", "network", "server queue", "server compute",
+      "client receive"]
+  for number, one in enumerate(points):
+    bars = [bar.patches[number] for bar in left.containers]
+    heights = [bar.get_height() for bar in bars]
+    assert sum(heights) == pytest.approx(one.latency)
+    assert heights == pytest.approx(
+        [getattr(one, part) for part in perf_points.PARTS])
+    # Each stands on the one below it.
+    assert [bar.get_y() for bar in bars] == pytest.approx(
+        [sum(heights[:n]) for n in range(len(heights))])
+  assert [text.get_text() for text in left.get_xticklabels()] == [
+      "1", "4", "16"]
+  assert list(right.lines[0].get_ydata()) == [20.0, 60.0, 90.0]
+  assert "ms" in left.get_ylabel() and "sentences/s" in right.get_ylabel()
+  legend = [text.get_text() for text in left.get_legend().get_texts()]
+  assert legend[5:] == ["throughput (right)", "did not settle"]
+  assert figure.texts and "on a machine" in [
+      text.get_text() for text in figure.texts]
+  assert len(set(bar.patches[0].get_facecolor()
+                 for bar in left.containers)) == 5
+  pyplot.close(figure)
+
+
+def test_summary_has_all_points_and_marks_one():
+  figure = serving_figures.draw_summary(FOUND, 100.0, "on a machine")
+  (axes,) = figure.axes
+  drawn = [(list(line.get_xdata()), list(line.get_ydata()))
+           for line in axes.lines]
+  for points in FOUND.values():
+    assert ([p.throughput for p in points],
+            [p.latency for p in points]) in drawn
+  assert drawn.count(([60.0], [66.0])) == 1   # the ring
+  legend = [text.get_text() for text in axes.get_legend().get_texts()]
+  for words in ("recommended", "limit, 100 ms", "static",
+                "dynamic, 5 ms delay", "1", "2", "8"):
+    assert words in legend
+  caption = " ".join(text.get_text() for text in figure.texts).replace(
+      "\n", " ")
+  assert ("Recommended (most sentences/s with an average latency up to 100 "
+          "ms): dynamic batching up to 8 sentences, delay 5 ms, requests of 1 "
+          "sentence, 1 instance, concurrency 4: 60 sentences/s, 66 ms."
+          in caption)
+  assert "on a machine" in caption
+  pyplot.close(figure)
+  figure = serving_figures.draw_summary(FOUND, 1.0, "")
+  assert "No point is within the limit" in " ".join(
+      text.get_text() for text in figure.texts).replace("\n", " ")
+  pyplot.close(figure)
+
+
+def boxes(figure):
+  """Extents of what is written below, above and beside the axes."""
+  renderer = figure.canvas.get_renderer()
+  return [item.get_window_extent(renderer) for item in figure.texts
+          + [figure.axes[0].get_legend(), figure.axes[0].xaxis.label]]
+
+
+@pytest.mark.parametrize("draw", [
+    lambda words: serving_figures.draw_setting(
+        setting(), FOUND[setting()], words),
+    lambda words: serving_figures.draw_summary(FOUND, 100.0, words)])
+def test_words_do_not_overlap(draw):
+  figure = draw("A machine with a very long name indeed, 64 cores; " * 4)
+  figure.canvas.draw()
+  found = boxes(figure)
+  for number, one in enumerate(found):
+    assert one.x0 >= 0 and one.y0 >= 0 and one.x1 <= figure.bbox.x1
+    assert one.y1 <= figure.bbox.y1
+    assert not any(one.overlaps(other) for other in found[number + 1:])
+  pyplot.close(figure)
+
+
+def write_sweep(folder, found=None):
+  rows = [(s, p) for s, points in (found or FOUND).items() for p in points]
+  perf_points.write(str(folder / "points.csv"), [p for _, p in rows],
+                    [s._asdict() for s, _ in rows])
+  (folder / "sweep.json").write_text(json.dumps(
+      {"caption": "on a machine", "max_latency": 100}))
+
+
+def test_pictures_are_drawn_again(tmp_path):
+  write_sweep(tmp_path)
+  assert serving_figures.read_points(str(tmp_path / "points.csv")) == FOUND
+  done = subprocess.run(
+      [sys.executable, str(runners.ROOT / "benchmarks/serving_figures.py"),
+       str(tmp_path), "--max_latency=60"], stdout=subprocess.PIPE, check=True)
+  paths = [pathlib.Path(line) for line in done.stdout.decode().splitlines()]
+  assert [path.stem for path in paths] == [s.name for s in FOUND] + ["summary"]
+  for path in paths:
+    assert path.read_bytes().startswith(PNG)
+
+
+def test_folder_without_a_sweep(tmp_path):
+  with pytest.raises(UserError, match="cannot read .*sweep.json"):
+    serving_figures.draw(str(tmp_path))
+  write_sweep(tmp_path)
+  (tmp_path / "sweep.json").write_text("[]")
+  with pytest.raises(UserError, match="not that of a sweep"):
+    serving_figures.draw(str(tmp_path))
+
+
+# --- going on ----------------------------------------------------------------
+
+
+def options_of(folder, **changes):
+  """The options of a sweep over two settings, read as the program does."""
+  values = dict(
+      output_dir=str(folder), predict_file="q.json", vocab_file="v.txt",
+      bert_model="mine", seq_length=48, init_checkpoint="c",
+      export_python="python", export_flag="--use_fp16=false", batch_sizes="4",
+      dyn_batching_delays="2", engine_counts="1", concurrencies="1,2,8",
+      max_latency=100)
+  values.update(changes)
+  return serving_sweep.parse(["--%s=%s" % item for item in values.items()])
+
+
+class Bench(object):
+  """Stands in for export, server and perf_analyzer; counts what was done."""
+
+  def __init__(self, monkeypatch):
+    self.started, self.measured, self.broken = [], [], None
+    monkeypatch.setattr(serving_sweep, "export",
+                        lambda folder, options, largest: "repository")
+    monkeypatch.setattr(serving_sweep.Sweep, "_start", self.start)
+    monkeypatch.setattr(perf_client, "measure", self.measure)
+
+  def start(self, unused_stack, which):
+    if which.name == self.broken:
+      raise UserError("out of memory")
+    self.started.append(which.name)
+    return which.name
+
+  def measure(self, server, load, unused_inputs, concurrency, unused_log):
+    self.measured.append((server, load.batch_size, concurrency))
+    return (point(concurrency, 20.0 * concurrency, 30.0 * concurrency),
+            "Concurrency\n%d\n" % concurrency)
+
+
+STATIC, DYNAMIC = "static_batch_4_engines_1", "dynamic_batch_4_delay_2ms_engines_1"
+
+
+def prepare_points(folder):
+  for name in (STATIC, DYNAMIC):
+    (folder / "points" / name).mkdir(parents=True)
+
+
+def test_a_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+  bench = Bench(monkeypatch)
+  prepare_points(tmp_path)
+  serving_sweep.run(options_of(tmp_path, concurrencies="1"))
+  # Requests of four sentences, or of one where the server makes the batches.
+  assert bench.measured == [(STATIC, 4, 1), (DYNAMIC, 1, 1)]
+  capsys.readouterr()
+  os.remove(str(tmp_path / "points" / DYNAMIC / "concurrency_1.csv"))
+  del bench.measured[:], bench.started[:]
+  serving_sweep.run(options_of(tmp_path))
+  assert bench.measured == [(STATIC, 4, 2), (STATIC, 4, 8), (DYNAMIC, 1, 1),
+                            (DYNAMIC, 1, 2), (DYNAMIC, 1, 8)]
+  assert bench.started == [STATIC, DYNAMIC]
+  # Of three concurrencies the last is over the limit of 100 ms.
+  assert capsys.readouterr().out == (
+      "recommended: static batching, requests of 4 sentences, 1 instance, "
+      "concurrency 2: 40.0 sentences/s, 60.00 ms\n")
+  del bench.started[:]
+  serving_sweep.run(options_of(tmp_path))
+  assert not bench.started
+  assert (tmp_path / (STATIC + "_analyzer.csv")).read_text() == (
+      "Concurrency\n1\n2\n8\n")
+  assert len(perf_points.read(str(tmp_path / "points.csv"))) == 6
+
+
+def test_a_setting_that_fails_leaves_the_others_alone(tmp_path, monkeypatch):
+  bench = Bench(monkeypatch)
+  bench.broken = STATIC
+  prepare_points(tmp_path)
+  with pytest.raises(UserError, match="1 of 2 settings failed: " + STATIC):
+    serving_sweep.run(options_of(tmp_path))
+  assert (tmp_path / (DYNAMIC + ".png")).exists()
+  assert not (tmp_path / (STATIC + ".png")).exists()
+
+
+@pytest.mark.parametrize("change", [
+    dict(seq_length=64), dict(init_checkpoint="d"), dict(predict_file="r"),
+    dict(measurement_interval=7), dict(export_flag="--use_fp16=true")])
+def test_points_of_other_things_are_not_mixed(tmp_path, change):
+  serving_sweep.open_sweep(str(tmp_path), options_of(tmp_path))
+  with pytest.raises(UserError, match="was begun with another %s: .*--run_dir"
+                                      % list(change)[0]):
+    serving_sweep.open_sweep(str(tmp_path), options_of(tmp_path, **change))
+
+
+def test_caption_says_machine_and_model(tmp_path):
+  serving_sweep.open_sweep(str(tmp_path), options_of(tmp_path))
+  said = json.loads((tmp_path / "sweep.json").read_text())["caption"]
+  assert said.startswith("BERT mine, 48 tokens, fp16, on ")
+  assert serving_sweep.machine("") in said and "core" in said
+  assert serving_sweep.machine("A GPU").startswith("A GPU (")
+
+
+# --- launcher ----------------------------------------------------------------
+
+
+@pytest.fixture
+def clients(site):  # pylint: disable=redefined-outer-name
+  """A site whose environment of clients is a stand-in."""
+  python = site.home / "venv" / "client" / "bin" / "python"
+  python.parent.mkdir(parents=True)
+  write_program(python, "#!/bin/sh\nexit 1\n")
+  (site.home / "venv" / "client" / "setup-stamp").touch()
+  site.env["BERT_VENV_DIR"] = str(site.home / "venv")
+  return site
+
+
+def dry(site, *words):  # pylint: disable=redefined-outer-name
+  """(options as the sweep reads them, stderr) of the launcher's command."""
+  done = site.run("trtis/generate_figures.sh", "--dry_run", *words)
+  assert done.returncode == 0, done.stderr
+  line = subprocess.check_output(
+      ["bash", "-c", "printf '%s\\0' " + done.stdout.splitlines()[-1]])
+  return serving_sweep.parse(
+      line.decode("utf-8").split("\0")[2:-1]), done.stderr
+
+
+def test_launcher_by_position(clients):
+  found, _ = dry(clients, "mine", "64", "fp32", "my results/tuned",
+                 "--batch_sizes=8,1", "--dyn_batching_delays", "0,2.5",
+                 "--engine_counts=3", "--concurrencies=2,4", "--max_latency=9",
+                 "--measurement_interval=700", "--stability_percentage=50",
+                 "--max_trials=3", "--doc_stride=20", "--run_dir=r",
+                 "--export_format=onnx")
+  model = str(clients.data / "pretrained_models_google/mine")
+  assert found.output_dir == str(clients.home / "r")
+  assert found.init_checkpoint == str(clients.results / "tuned")
+  assert (found.bert_model, found.seq_length) == ("mine", 64)
+  assert found.batch_sizes == [8, 1] and found.engine_counts == [3]
+  assert found.dyn_batching_delays == [0.0, 2.5]
+  assert found.concurrencies == [2, 4] and found.max_latency == 9
+  assert (found.measurement_interval, found.stability_percentage,
+          found.max_trials, found.doc_stride) == (700, 50.0, 3, 20)
+  assert found.vocab_file == [model + "/vocab.txt"]
+  assert found.export_python == clients.env["BERT_PYTHON"]
+  for words in ("--max_seq_length=64", "--use_fp16=false",
+                "--export_format=onnx", "--vocab_file=%s/vocab.txt" % model,
+                "--bert_config_file=%s/bert_config.json" % model):
+    assert words in found.export_flag
+
+
+def test_launcher_on_a_cpu(clients):
+  found, said = dry(clients, "--init_checkpoint=my results/tuned",
+                    "--precision=fp16")
+  assert found.precision == "fp32" and "on a CPU computes in fp32" in said
+  assert found.doc_stride == 64 and found.device == ""
+
+
+@pytest.mark.parametrize("words, said", [
+    ([], "--init_checkpoint has to be given"),
+    (["--init_checkpoint=c", "--dyn_batching_delays=x"], "0 or more"),
+    (["--init_checkpoint=c", "--engine_counts=0"], "whole number above 0")])
+def test_launcher_refuses(clients, words, said):
+  assert said in one_line(clients.run("trtis/generate_figures.sh", *words), 2)
+
+
+# --- a real server -----------------------------------------------------------
+
+
+def processes_of(folder):
+  """Command lines of servers over a folder's models."""
+  found = []
+  for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+    try:
+      line = path.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+    except OSError:
+      continue
+    if "tritonserver" in line and str(folder) in line:
+      found.append(line)
+  return found
+
+
+def environment(name):
+  """Skips where an environment of serving is not set up."""
+  folder = pathlib.Path(os.environ.get("BERT_VENV_DIR")
+                        or runners.ROOT / ".venv") / name
+  if not (folder / "setup-stamp").exists():
+    pytest.skip("no environment %s (bash scripts/trtis/setup.sh)" % folder)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+  """(folder, words) of a sweep over a tiny model that was stopped once."""
+  environment("client")
+  environment("serving")
+  home = tmp_path_factory.mktemp("sweep")
+  (home / "model").mkdir()
+  config = json.loads((SAMPLE / "bert_config.json").read_text())
+  config.update(hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                intermediate_size=64)
+  (home / "model" / "bert_config.json").write_text(json.dumps(config))
+  (home / "model" / "vocab.txt").write_bytes(
+      (SAMPLE / "vocab.txt").read_bytes())
+  result = runners.call("run_squad", dict(
+      bert_config_file=home / "model" / "bert_config.json",
+      vocab_file=home / "model" / "vocab.txt", output_dir=home / "run",
+      train_file=SAMPLE / "train-v1.1.json", do_train=True,
+      num_train_epochs=0.02, max_seq_length=48, max_query_length=16,
+      cache_dir=home / "cache"))
+  assert result.status == 0, result.err
+  command = [
+      "bash", str(runners.ROOT / "scripts/trtis/generate_figures.sh"),
+      str(home / "model"), "48", "fp32", str(home / "run"), "--batch_sizes=4",
+      "--dyn_batching_delays=20", "--engine_counts=1", "--concurrencies=1,4",
+      "--measurement_interval=400", "--stability_percentage=400",
+      "--max_trials=5", "--max_latency=60000",
+      "--run_dir=%s" % (home / "sweep")]
+  env = dict(os.environ, BERT_PYTHON=sys.executable, RESULTS_DIR=str(home))
+  kept = stopped_once(command, env, home / "sweep")
+  done = subprocess.run(command, env=env, stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE, universal_newlines=True,
+                        timeout=400)
+  assert done.returncode == 0, done.stderr
+  assert kept[0].stat().st_mtime_ns == kept[1]
+  return home / "sweep", done
+
+
+def stopped_once(command, env, folder):
+  """Ends a sweep behind its first point; returns (its path, its time)."""
+  process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE,
+                             universal_newlines=True)
+  first = folder / "points" / STATIC / "concurrency_1.csv"
+  deadline = time.time() + 300
+  while not first.exists():
+    assert process.poll() is None, process.stderr.read()
+    assert time.time() < deadline
+    time.sleep(0.05)
+  process.send_signal(signal.SIGTERM)
+  process.communicate(timeout=120)
+  assert process.returncode == 143
+  # The server does not outlive it.
+  assert not processes_of(folder)
+  return first, first.stat().st_mtime_ns
+
+
+def test_real_sweep_leaves_tables_and_pictures(sweep):
+  folder, done = sweep
+  dynamic = DYNAMIC.replace("2ms", "20ms")
+  for name in (STATIC, dynamic):
+    assert (folder / (name + ".png")).read_bytes().startswith(PNG)
+    with open(str(folder / (name + "_analyzer.csv"))) as stream:
+      rows = list(csv.DictReader(stream))
+    assert [row["Concurrency"] for row in rows] == ["1", "4"]
+    assert "Server Queue" in rows[0]
+  assert (folder / "summary.png").read_bytes().startswith(PNG)
+  assert done.stdout.splitlines()[-1].startswith("recommended: ")
+  found = serving_figures.read_points(str(folder / "points.csv"))
+  assert [s.name for s in found] == [STATIC, dynamic]
+  for points in found.values():
+    assert [p.concurrency for p in points] == [1, 4]
+    for one in points:
+      parts = sum(getattr(one, part) for part in perf_points.PARTS)
+      assert abs(parts - one.latency) <= 0.01 and one.latency > 0
+      assert one.throughput > 0 and one.sentences > 0
+  assert not processes_of(folder)
+
+
+def test_real_server_puts_requests_together(sweep):
+  """Its own statistics: sentences against executions of the model."""
+  folder, _ = sweep
+  static, dynamic = serving_figures.read_points(
+      str(folder / "points.csv")).values()
+  for one in static:
+    assert one.batch_size == 4 and one.executed_batch == 4.0
+  for one in dynamic:
+    assert one.batch_size == 1 and one.executions > 0
+  assert dynamic[0].executed_batch == 1.0
+  # Four wait for one another for 20 ms, most of the time at least.
+  assert 1.5 < dynamic[1].executed_batch <= 4.0
