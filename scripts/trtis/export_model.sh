@@ -11,6 +11,7 @@
 # config.pbtxt beside it; versions stand side by side. precision and use_xla are
 # what the server's GPU is to compute with, whatever this machine has: weights
 # stay float32. Takes seconds, half a minute for large; no GPU is needed.
+
 # shellcheck disable=SC2034  # arguments are read by their names
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
