@@ -1,0 +1,58 @@
+"""Comparing the answers of two runs."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import compare_answers
+from conftest import ROOT
+
+pytestmark = pytest.mark.once
+
+
+def write(folder, answers):
+  """Writes a run with n-best lists of (text, start, end)."""
+  folder.mkdir(exist_ok=True)
+  lists = {name: [{"text": text, "start_logit": start, "end_logit": end}
+                  for text, start, end in rows]
+           for name, rows in answers.items()}
+  (folder / "nbest_predictions.json").write_text(json.dumps(lists))
+  (folder / "predictions.json").write_text(json.dumps(
+      {name: rows[0]["text"] for name, rows in lists.items()}))
+  return str(folder)
+
+
+@pytest.fixture
+def first(tmp_path):
+  return write(tmp_path / "first", {
+      "q1": [("a", 2.0, 3.0), ("b", 1.0, 1.0)], "q2": [("c", 0.5, 0.5)]})
+
+
+@pytest.mark.parametrize("changed, line, status", [
+    ({}, "0 other answers, 0 other n-best lists, largest difference of a logit "
+     "0", 0),
+    ({"q2": [("c", 0.5, 0.50005)]}, "logit 5e-05", 0),
+    ({"q2": [("c", 0.5, 0.6)]}, "logit 0.1", 1),
+    ({"q1": [("a", 2.0, 3.0), ("d", 1.0, 1.0)]},
+     "0 other answers, 1 other n-best lists", 1),
+    ({"q2": [("d", 0.5, 0.5)]}, "1 other answers, 1 other n-best lists", 1)])
+def test_what_differs_is_counted(tmp_path, capsys, first, changed, line,
+                                 status):
+  answers = {"q1": [("a", 2.0, 3.0), ("b", 1.0, 1.0)], "q2": [("c", 0.5, 0.5)]}
+  answers.update(changed)
+  second = write(tmp_path / "second", answers)
+  assert compare_answers.main([first, second]) == status
+  out = capsys.readouterr().out
+  assert out.startswith("2 questions: ") and line in out
+
+
+def test_other_questions_are_no_comparison(tmp_path, first):
+  second = write(tmp_path / "second", {"q1": [("a", 2.0, 3.0)]})
+  result = subprocess.run(
+      [sys.executable, str(ROOT / "benchmarks" / "compare_answers.py"), first,
+       second], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  assert result.returncode == 2
+  assert result.stderr.decode().count("\n") == 1
+  assert b"answer other questions" in result.stderr
