@@ -276,7 +276,8 @@ def measure(server, load, inputs, concurrency, log):
       before = server.counts()
       status, words = _run(_command(
           server, load, inputs, concurrency, "--measurement-interval", interval,
-          "--stability-percentage", stability or "%g" % load.stability_percentage,
+          "--stability-percentage",
+          stability or "%g" % load.stability_percentage,
           "--max-trials", load.max_trials, "-f", output), log,
                            _LONGEST + 3 * load.max_trials * interval / 1000)
       if status and _EMPTY in words and interval < 1000 * _LONGEST:

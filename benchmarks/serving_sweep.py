@@ -214,7 +214,8 @@ def running(repository, log):
     process = subprocess.Popen(
         ["bash", str(_SCRIPTS / "launch_server.sh"), "--repository", repository,
          "--http_port", str(http), "--grpc_port", str(grpc),
-         "--metrics_port", str(metrics), "--log", log],
+         "--metrics_port", str(metrics), "--log", log,
+         "--end_with", str(os.getpid())],
         stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
         start_new_session=True)
   try:

@@ -18,6 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 # pylint: disable=wrong-import-position
 import runners
+import trtis_server
 from benchmarks import perf_client
 from benchmarks import perf_points
 from benchmarks import serving_figures
@@ -269,7 +270,8 @@ class Bench(object):
             "Concurrency\n%d\n" % concurrency)
 
 
-STATIC, DYNAMIC = "static_batch_4_engines_1", "dynamic_batch_4_delay_2ms_engines_1"
+STATIC = "static_batch_4_engines_1"
+DYNAMIC = "dynamic_batch_4_delay_2ms_engines_1"
 
 
 def prepare_points(folder):
@@ -409,19 +411,11 @@ def processes_of(folder):
   return found
 
 
-def environment(name):
-  """Skips where an environment of serving is not set up."""
-  folder = pathlib.Path(os.environ.get("BERT_VENV_DIR")
-                        or runners.ROOT / ".venv") / name
-  if not (folder / "setup-stamp").exists():
-    pytest.skip("no environment %s (bash scripts/trtis/setup.sh)" % folder)
-
-
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
   """(folder, words) of a sweep over a tiny model that was stopped once."""
-  environment("client")
-  environment("serving")
+  trtis_server.environment("client")
+  trtis_server.environment("serving")
   home = tmp_path_factory.mktemp("sweep")
   (home / "model").mkdir()
   config = json.loads((SAMPLE / "bert_config.json").read_text())

@@ -28,18 +28,19 @@ comma_list() {
   printf -v "$1" %s "${REPLY// /,}"
 }
 
-choose_client_python() {
-  # The interpreter of the environment of clients, into python.
-  absolute "${BERT_VENV_DIR:-$root/.venv}"
-  python=$REPLY/client/bin/python
-  [[ -x $python && -f $REPLY/client/setup-stamp ]] ||
-    missing "there is no Python environment for clients yet: run bash" \
-      "$root/scripts/trtis/setup.sh --only client"
+serving_device() {
+  # The GPU that launch_server.sh's server computes on, into REPLY; empty for
+  # the CPU, as it is without a container.
+  REPLY=''
+  if command -v docker >/dev/null && timeout 30 docker info >/dev/null 2>&1
+  then gpu_name; fi
 }
 
 measure_flags() {
-  # Adds what measures to flags.
+  # Adds what measures to flags, and finds the Python that does. That of
+  # BERT_PYTHON has no perf_analyzer beside it.
   local name
+  BERT_PYTHON='' choose_client_python
   ((max_trials >= 3)) || usage_error "--max_trials is '$max_trials', but has" \
     "to be 3 or more: three windows are compared"
   predict_file=${predict_file:-$root/data/sample/dev-v1.1.json}

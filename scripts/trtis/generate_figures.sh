@@ -61,7 +61,7 @@ doc_stride=${doc_stride:-$((seq_length < 256 ? seq_length / 2 : 128))}
 squad_flags
 require_checkpoint "$init_checkpoint" init_checkpoint
 flags+=("--export_format=$export_format")
-gpu_name
+serving_device
 if [[ -z $REPLY && $precision != fp32 ]]; then
   note "a server on a CPU computes in fp32, whatever the precision"
   precision=fp32
@@ -73,6 +73,5 @@ flags=("--init_checkpoint=$init_checkpoint" "--bert_model=$model_tag"
 for name in batch_sizes dyn_batching_delays engine_counts concurrencies; do
   flags+=("--$name=${!name}")
 done
-choose_client_python
 measure_flags
 run_python "trtis_figures_$model_tag" benchmarks/serving_sweep.py "${flags[@]}"

@@ -40,9 +40,9 @@ grpc_port count port of the server that answers gRPC
 vocab_file path? the model's vocabulary; empty: data/sample's, base's or large's
 END
 measure_options
-rank_options() { :; }   # one process does it
+stack_options() { :; }   # no TensorFlow
+rank_options() { :; }    # one process does it
 parse_arguments "$@"
-choose_client_python
 
 flags=("--batch_size=$batch_size" "--max_concurrency=$max_concurrency"
   "--server_hostname=$server_hostname" "--http_port=$http_port"
