@@ -12,6 +12,7 @@ import os
 
 import numpy as np
 import tensorflow.compat.v1 as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 import modeling
 from utils import files
@@ -32,39 +33,59 @@ _MOST_BYTES = (1 << 31) - (16 << 20)
 
 
 class _Weights(object):
-  """The weights of a checkpoint, given to a graph as constants."""
+  """The weights of a checkpoint, put into a graph as constants.
+
+  While the graph is built they are placeholders: the numbers, which are large,
+  pass through no hand but the file's.
+  """
 
   def __init__(self, prefix):
     self._prefix = prefix
     self._reader = tf.train.load_checkpoint(prefix)
-    self._taken = {}
+    self._placeholders = {}
     self._bytes = 0
-    self._digest = hashlib.sha256()
+    self._digests = {}
 
-  def get(self, getter, name, shape=None, **unused):
-    """What tf.get_variable calls instead of making a variable.
+  def get(self, getter, name, shape=None, dtype=tf.float32, **unused):
+    """What tf.get_variable calls instead of making a variable."""
+    del getter
+    if name not in self._placeholders:
+      with tf.name_scope(None):
+        self._placeholders[name] = tf.placeholder(dtype, shape, name)
+    return self._placeholders[name]
 
-    Returns:
-      A constant of the variable's name.
+  def fill(self, graph_def):
+    """Makes the placeholders in a tf.GraphDef, which it changes, constants.
 
     Raises:
       UserError: see `_value`.
     """
-    del getter
-    if name not in self._taken:
-      value = self._value(name, tf.TensorShape(shape).as_list())
-      with tf.name_scope(None):
-        self._taken[name] = tf.constant(value, name=name)
-    return self._taken[name]
+    for node in graph_def.node:
+      if node.name not in self._placeholders:
+        continue
+      weight = self._placeholders[node.name]
+      value = self._value(node.name).astype(weight.dtype.as_numpy_dtype)
+      node.op = "Const"
+      del node.attr["shape"]
+      # Field by field: every copy of a message would stay until the end.
+      tensor = node.attr["value"].tensor
+      tensor.dtype = node.attr["dtype"].type
+      tensor.tensor_shape.CopyFrom(weight.shape.as_proto())
+      tensor.tensor_content = value.tobytes()
 
-  def _value(self, name, shape):
-    """Returns a numpy array; UserError for one that is not there or too much.
+  def _value(self, name):
+    """Returns a weight as numpy array.
+
+    Raises:
+      UserError: if the checkpoint lacks it, or has it in another shape; if it
+        is not finite; if it is too much for one graph.
     """
     if not self._reader.has_tensor(name):
       raise UserError(
           "checkpoint %s lacks %s, so it is of another task or config: export "
           "what run_squad.py has trained" % (self._prefix, name))
     value = self._reader.get_tensor(name)
+    shape = self._placeholders[name].shape.as_list()
     if list(value.shape) != shape:
       raise UserError(
           "checkpoint %s: %s has shape %s, the model's has %s: use the "
@@ -78,13 +99,12 @@ class _Weights(object):
       raise UserError(
           "checkpoint %s: the weights take more than the 2 GiB that a graph "
           "can hold: such a model cannot be exported" % self._prefix)
-    self._digest.update(name.encode("utf-8"))
-    self._digest.update(value.tobytes())
+    self._digests[name] = hashlib.sha256(value.tobytes()).hexdigest()
     return value
 
   def fingerprint(self):
-    """Returns 64 hexadecimal digits of all that was taken."""
-    return self._digest.hexdigest()
+    """Returns 16 hexadecimal digits of all that was put into a graph."""
+    return files.stable_hash(self._digests)
 
 
 def _uses_xla(config):
@@ -115,8 +135,10 @@ def _tensors(shapes, seq_length):
           for name, shape in shapes.items()}
 
 
-def _graph_def(config, bert_config, logits_of, weights):
-  """Returns the tf.GraphDef from the signature's inputs to its outputs.
+def _meta_graph(config, bert_config, logits_of, weights):
+  """Returns the tf.MetaGraphDef from the signature's inputs to its outputs.
+
+  The weights in it are still placeholders.
 
   Args:
     config: the runner's settings.
@@ -128,38 +150,40 @@ def _graph_def(config, bert_config, logits_of, weights):
     inputs = _tensors(signature.INPUTS, config.max_seq_length)
     with tf.variable_scope("", custom_getter=weights.get):
       logits = logits_of(inputs, bert_config, False, _options(config))
+    outputs = {}
     for name, value in zip(signature.OUTPUTS, logits):
       value.set_shape([None, config.max_seq_length])
-      tf.identity(tf.cast(value, tf.float32), name)
-    return tf.graph_util.extract_sub_graph(
-        graph.as_graph_def(), list(inputs) + list(signature.OUTPUTS))
-
-
-def _write_saved_model(graph_def, folder):
-  """Writes a SavedModel of `graph_def` to `folder`, which must not exist."""
-  with tf.Graph().as_default() as graph, tf.Session(
-      config=tf.ConfigProto(device_count={"GPU": 0})) as session:
-    tf.import_graph_def(graph_def, name="")
-    tensors = [{name: graph.get_tensor_by_name(name + ":0") for name in names}
-               for names in (signature.INPUTS, signature.OUTPUTS)]
-    builder = tf.saved_model.Builder(folder)
-    builder.add_meta_graph_and_variables(
-        session, [tf.saved_model.tag_constants.SERVING], {
-            signature.NAME: tf.saved_model.predict_signature_def(*tensors)},
+      outputs[name] = tf.identity(value, name)
+    meta_graph = tf.train.export_meta_graph(
+        graph_def=tf.graph_util.extract_sub_graph(
+            graph.as_graph_def(), list(inputs) + list(outputs)),
         # What a TensorFlow of another age need not know of.
         strip_default_attrs=True)
-    builder.save()
+    meta_graph.signature_def[signature.NAME].CopyFrom(
+        tf.saved_model.predict_signature_def(inputs, outputs))
+  meta_graph.meta_info_def.tags.append(tf.saved_model.tag_constants.SERVING)
+  return meta_graph
 
 
-def _write_model(config, bert_config, graph_def, stage):
+def _write_saved_model(meta_graph, weights, folder):
+  """Writes a SavedModel of one graph, without variables, to a new `folder`."""
+  model = saved_model_pb2.SavedModel(saved_model_schema_version=1)
+  model.meta_graphs.add().CopyFrom(meta_graph)
+  weights.fill(model.meta_graphs[0].graph_def)
+  os.makedirs(folder)
+  with open(os.path.join(folder, "saved_model.pb"), "wb") as stream:
+    stream.write(model.SerializeToString())
+
+
+def _write_model(config, bert_config, meta_graph, weights, stage):
   """Writes what a version's folder holds to `stage`/model."""
   model = os.path.join(stage, "model")
   if config.export_format != "onnx":
-    _write_saved_model(graph_def, os.path.join(model, SAVED_MODEL))
+    _write_saved_model(meta_graph, weights, os.path.join(model, SAVED_MODEL))
     return
   os.mkdir(model)
   folder = os.path.join(stage, SAVED_MODEL)
-  _write_saved_model(graph_def, folder)
+  _write_saved_model(meta_graph, weights, folder)
   onnx_export.convert(
       folder, os.path.join(model, onnx_export.MODEL_FILE), config.use_fp16,
       vocab_size=bert_config.vocab_size,
@@ -238,8 +262,8 @@ def export(config, bert_config, logits_of):
   repository = repository_of(config)
   with model_repository.staged(repository) as stage:
     weights = _Weights(prefix)
-    graph_def = _graph_def(config, bert_config, logits_of, weights)
-    _write_model(config, bert_config, graph_def, stage)
+    meta_graph = _meta_graph(config, bert_config, logits_of, weights)
+    _write_model(config, bert_config, meta_graph, weights, stage)
     if config.export_fused_ops:
       kernels.copy_library(os.path.join(stage, "model"))
     place = model_repository.publish(
@@ -268,6 +292,6 @@ def _description(config, bert_config, prefix, weights):
           "export_format", "max_seq_length", "do_lower_case", "use_fp16",
           "use_xla", "remove_padding", "export_fused_ops")},
       vocab_sha256=files.sha256_of_file(config.vocab_file),
-      model=bert_config.to_dict(), weights_sha256=weights.fingerprint())
+      model=bert_config.to_dict(), weights=weights.fingerprint())
   return dict(made_of, checkpoint=prefix, tensorflow=tf.__version__,
               fingerprint=files.stable_hash(made_of))
