@@ -220,6 +220,7 @@ def test_the_repository_is_one_for_onnx_runtime(float32):
   assert not (model.parent.parent / "run" / "onnx_conversion.log").exists()
 
 
+@pytest.mark.once
 def test_layer_norms_stay_float32(place):
   """Embeddings whose squares float16 cannot hold."""
   prefix = str(place / "large" / "model.ckpt")
@@ -292,6 +293,7 @@ def test_a_converter_that_fails_leaves_its_log_alone(place, tmp_path):
   assert nothing_is_left(place)
 
 
+@pytest.mark.once
 def test_a_model_that_says_something_else_is_refused(place, tmp_path):
   """The real converter with a tolerance that no model meets."""
   code = ("import sys; from utils import onnx_conversion as c; "

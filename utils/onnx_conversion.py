@@ -13,6 +13,7 @@ with a status of 3 and a line, and nobody should use the file.
 
 import argparse
 import json
+import os
 import sys
 
 import numpy as np
@@ -20,6 +21,7 @@ import onnx
 import onnxruntime
 from onnxruntime.transformers import float16
 import tensorflow.compat.v1 as tf
+from tensorflow.core.protobuf import saved_model_pb2
 import tf2onnx
 
 from utils import signature
@@ -62,35 +64,11 @@ def random_batch(size, seq_length, vocab_size):
   return {name: values[name].astype(np.int32) for name in signature.INPUTS}
 
 
-class SavedModel(object):
-  """A SavedModel's graph, to convert and to ask for the right numbers."""
-
-  def __init__(self, folder):
-    with tf.Graph().as_default() as graph:
-      self._session = tf.Session(
-          graph=graph, config=tf.ConfigProto(device_count={"GPU": 0}))
-      loaded = tf.saved_model.load(
-          self._session, [tf.saved_model.tag_constants.SERVING], folder)
-    of_name = loaded.signature_def[signature.NAME]
-    self.inputs = {n: i.name for n, i in of_name.inputs.items()}
-    self.outputs = {n: i.name for n, i in of_name.outputs.items()}
-    shape = of_name.inputs["input_ids"].tensor_shape
-    self.seq_length = shape.dim[1].size
-    # Without the inputs on which no output depends.
-    self.graph_def = tf.graph_util.extract_sub_graph(
-        graph.as_graph_def(),
-        [name.split(":")[0] for name in self.outputs.values()])
-
-  def run(self, batch):
-    """Returns {name: float32 [batch, seq]} for a `random_batch`."""
-    return self._session.run(
-        self.outputs, {self.inputs[n]: values for n, values in batch.items()})
-
-
 def without_weights(graph_def):
-  """Returns (tf.GraphDef, {name: array}): matrices as placeholders.
+  """Returns (tf.GraphDef, {tensor: array}): matrices as placeholders.
 
-  The converter takes thirty times the memory of all that it is given.
+  TensorFlow and the converter copy the constants of a graph ten and thirty
+  times over.
 
   Args:
     graph_def: tf.GraphDef.
@@ -110,28 +88,61 @@ def without_weights(graph_def):
   return light, weights
 
 
-def to_onnx(saved_model, graph_def, weights):
+class SavedModel(object):
+  """A SavedModel's graph, to convert and to ask for the right numbers.
+
+  Attributes:
+    inputs, outputs: {name: tensor's name in the graph}.
+    seq_length: int.
+    graph_def: tf.GraphDef of `without_weights`, without unused inputs.
+    weights: {tensor's name in the graph: array}.
+  """
+
+  def __init__(self, folder):
+    saved = saved_model_pb2.SavedModel()
+    with open(os.path.join(folder, "saved_model.pb"), "rb") as stream:
+      saved.ParseFromString(stream.read())
+    graph = saved.meta_graphs[0]
+    of_name = graph.signature_def[signature.NAME]
+    self.inputs = {n: i.name for n, i in of_name.inputs.items()}
+    self.outputs = {n: i.name for n, i in of_name.outputs.items()}
+    self.seq_length = of_name.inputs["input_ids"].tensor_shape.dim[1].size
+    light, self.weights = without_weights(graph.graph_def)
+    self.graph_def = tf.graph_util.extract_sub_graph(
+        light, [name.split(":")[0] for name in self.outputs.values()])
+    with tf.Graph().as_default() as graph:
+      tf.import_graph_def(light, name="")
+    self._session = tf.Session(
+        graph=graph, config=tf.ConfigProto(device_count={"GPU": 0}))
+
+  def run(self, batch):
+    """Returns {name: float32 [batch, seq]} for a `random_batch`."""
+    feeds = dict(self.weights, **{
+        self.inputs[name]: values for name, values in batch.items()})
+    return self._session.run(self.outputs, feeds)
+
+
+def to_onnx(saved_model):
   """Returns the onnx.ModelProto in float32, with weights as further inputs.
 
   Args:
     saved_model: `SavedModel`.
-    graph_def: its tf.GraphDef, as `without_weights` gives it.
-    weights: the names of what is to be put in.
   """
+  graph_def = saved_model.graph_def
   present = {node.name for node in graph_def.node}
   names = {tensor: name for part in (saved_model.inputs, saved_model.outputs)
            for name, tensor in part.items()}
+  inputs = list(saved_model.inputs.values()) + list(saved_model.weights)
   model, _ = tf2onnx.convert.from_graph_def(
       graph_def, name="bert", opset=OPSET,
-      input_names=[tensor for tensor in saved_model.inputs.values()
-                   if tensor.split(":")[0] in present] + list(weights),
+      input_names=[name for name in inputs if name.split(":")[0] in present],
       output_names=list(saved_model.outputs.values()), tensors_to_rename=names)
-  inputs = {value.name: value for value in model.graph.input}
+  found = {value.name: value for value in model.graph.input}
   # A server refuses a request with an input that the model does not declare.
-  ordered = [inputs.pop(name, None) or onnx.helper.make_tensor_value_info(
+  ordered = [found.pop(name, None) or onnx.helper.make_tensor_value_info(
       name, onnx.TensorProto.INT32, shape)
              for name, shape in signature.INPUTS.items()]
-  ordered.extend(inputs.values())
+  ordered.extend(found.values())
   del model.graph.input[:]
   model.graph.input.extend(ordered)
   return model
@@ -266,11 +277,10 @@ def compare(saved_model, path, vocab_size, max_batch_size):
 def convert(flags):
   """Does what the command line says; returns the exit status."""
   saved_model = SavedModel(flags.saved_model)
-  graph_def, weights = without_weights(saved_model.graph_def)
-  model = to_onnx(saved_model, graph_def, list(weights))
+  model = to_onnx(saved_model)
   if flags.precision == "float16":
     model = to_float16(model)
-  put_in(model, weights)
+  put_in(model, saved_model.weights)
   onnx.save(model, flags.output)
   onnx.checker.check_model(flags.output)
   report = compare(saved_model, flags.output, flags.vocab_size,
