@@ -105,11 +105,18 @@ NOT_RUN = {
         "--max_predictions_per_seq 20 --do_eval false --seed 1 -- "
         "--log_every_steps=4"],
     "it takes many minutes": ["bash scripts/test.sh --slow"],
+    "it needs an environment of its own; test_onnx_export.py does": [
+        "bash scripts/trtis/setup.sh --only onnx",
+        "bash scripts/trtis/export_model.sh --export_format onnx "
+        "--precision fp32 --bert_model data/sample "
+        "--init_checkpoint results/my_squad --seq_length 128 "
+        "--trtis_model_name my_bert_onnx"],
     "it asks a server; test_trtis_answers.py does": [
         "bash scripts/trtis/run_client.sh --bert_model data/sample "
         "--seq_length 128 --doc_stride 64 --trtis_model_name my_bert "
         "--predict_file data/sample/dev-v1.1.json --run_dir "
-        "results/my_served_answers",
+        "results/my_served_answers"],
+    "it asks a server and waits for what is typed": [
         ".venv/client/bin/python run_squad_trtis_client.py "
         "--trtis_model_name=my_bert --vocab_file=data/sample/vocab.txt "
         "--question=\"Where does Anna live?\" "
