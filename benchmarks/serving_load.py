@@ -1,0 +1,210 @@
+"""Many clients at a Triton server for a while: is anything lost or mixed up?
+
+  .venv/client/bin/python benchmarks/serving_load.py --vocab_file FILE \
+    --predict_file FILE [--clients 64] [--seconds 120] [--server_pid PID]
+
+First asks for some windows one by one. Then all clients ask for them, each the
+next one as soon as it has a reply, and every reply is compared with the first
+one to the same window. Windows whose logits are alike are left out, so that a
+reply to another request shows. With --server_pid the memory of that process and
+its children is looked at each second, as the mean of the second quarter of the
+time (the first one is warming up) and of the last.
+
+The last line tells what was found; status 1 if a request was lost, a reply was
+wrong, or memory has grown by more than --memory_growth percent.
+"""
+
+import argparse
+import contextlib
+import pathlib
+import sys
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+# pylint: disable=wrong-import-position
+import tokenization
+from utils import benchmarks
+from utils import errors
+from utils import files
+from utils import logs
+from utils import serving_answers
+from utils import serving_client
+from utils import serving_model
+from utils import serving_requests
+from utils import squad_data
+from utils import squad_task
+from utils.errors import UserError
+
+TOLERANCE = 1e-4
+
+
+class Window(NamedTuple):
+  """A batch that is asked for, and the reply that is expected."""
+  inputs: dict
+  outputs: dict
+
+
+def _parse():
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--trtis_server_url")
+  parser.add_argument("--protocol", choices=["grpc", "http"], default="grpc")
+  parser.add_argument("--trtis_model_name", default="bert")
+  parser.add_argument("--trtis_model_version", type=int, default=1)
+  parser.add_argument("--vocab_file", required=True)
+  parser.add_argument("--predict_file", required=True, help="SQuAD JSON")
+  parser.add_argument("--doc_stride", type=int, default=128)
+  parser.add_argument("--max_query_length", type=int, default=64)
+  parser.add_argument("--windows", type=int, default=64)
+  parser.add_argument("--clients", type=int, default=64)
+  parser.add_argument("--seconds", type=float, default=120)
+  parser.add_argument("--request_timeout", type=float, default=60)
+  parser.add_argument("--server_pid", type=int)
+  parser.add_argument("--memory_growth", type=float, default=5)
+  return parser.parse_args()
+
+
+def _features(options, model):
+  """Returns the Features of the questions, as the model takes them."""
+  lower_case = model.do_lower_case
+  if lower_case is None:
+    lower_case = tokenization.infer_lower_case(options.vocab_file)
+  settings = squad_data.FeatureSettings(
+      model.seq_length, options.doc_stride, options.max_query_length,
+      lower_case, files.sha256_of_file(options.vocab_file))
+  squad_task.check_room(model.seq_length, options.max_query_length)
+  if model.vocab_sha256 not in (None, settings.vocab_sha256):
+    raise UserError("--vocab_file: %s is not the model's" % options.vocab_file)
+  tokenizer = squad_task.load_tokenizer(options.vocab_file, lower_case)
+  return squad_data.featurize(
+      squad_data.read_examples(options.predict_file, False, False), tokenizer,
+      settings, False)
+
+
+def _distance(one, other):
+  """Returns the largest difference of two replies' logits."""
+  return max(float(np.abs(one[name] - other[name]).max()) for name in one)
+
+
+def _windows(connection, model, features, count):
+  """Returns up to `count` Windows whose logits differ, asked one by one."""
+  found = []
+  for row in range(len(features)):
+    inputs = serving_answers.inputs_of(model, features, np.array([row]))
+    outputs = connection.infer(inputs, "first-%d" % row)
+    if all(_distance(outputs, window.outputs) > 10 * TOLERANCE
+           for window in found):
+      found.append(Window(inputs, outputs))
+    if len(found) == count:
+      break
+  if len(found) < 2:
+    raise UserError("the model says the same to all questions: nothing could "
+                    "be mixed up")
+  return found
+
+
+def _memory(process):
+  """Returns the resident bytes of a process and all below it."""
+  parents, resident = {}, {}
+  for folder in pathlib.Path("/proc").glob("[0-9]*"):
+    with contextlib.suppress(OSError, IndexError):
+      fields = (folder / "stat").read_text().rpartition(")")[2].split()
+      parents[int(folder.name)] = int(fields[1])
+      resident[int(folder.name)] = int(fields[21]) * 4096
+  found, todo = 0, [process]
+  while todo:
+    one = todo.pop()
+    found += resident.get(one, 0)
+    todo += [child for child, parent in parents.items() if parent == one]
+  return found
+
+
+class _Load(object):
+  """What is asked, found and measured."""
+
+  def __init__(self, options, windows):
+    self._options = options
+    self._windows = windows
+    self.asked = self.replies = self.wrong = 0
+    self.memory = []
+    self._sampled = 0
+
+  def jobs(self):
+    """Yields inputs, until the time is over."""
+    end = time.monotonic() + self._options.seconds
+    while time.monotonic() < end:
+      self.asked += 1
+      yield self._windows[(self.asked - 1) % len(self._windows)].inputs
+
+  def take(self, number, outputs):
+    self.replies += 1
+    expected = self._windows[number % len(self._windows)].outputs
+    if _distance(outputs, expected) > TOLERANCE:
+      self.wrong += 1
+    # Here and not in a pause: under load the queue of jobs is never full.
+    now = time.monotonic()
+    if self._options.server_pid and now - self._sampled >= 1:
+      self._sampled = now
+      self.memory.append(_memory(self._options.server_pid))
+
+  def growth(self):
+    """Returns (bytes of the second quarter, of the last), None if unknown."""
+    quarter = len(self.memory) // 4
+    if not quarter:
+      return None
+    return tuple(float(np.mean(part)) for part in (
+        self.memory[quarter:2 * quarter], self.memory[-quarter:]))
+
+
+def _tell(options, load, outcome, seconds):
+  """Prints the closing line; returns the exit status."""
+  lost = load.asked - load.replies
+  latencies = benchmarks.latencies(outcome.seconds or [0.0])
+  line = ("%d clients over %s, %.0f s: %d requests, %.1f a second, latency %s "
+          "ms; %d lost, %d wrong" % (
+              options.clients, options.protocol, seconds, load.asked,
+              load.replies / seconds, ", ".join(
+                  "%s %.1f" % item for item in latencies.items()),
+              lost, load.wrong))
+  growth, grown = load.growth(), False
+  if growth:
+    percent = 100 * (growth[1] / growth[0] - 1)
+    grown = percent > options.memory_growth
+    line += "; memory %.1f to %.1f MB (%+.2f %%)" % (
+        growth[0] / 1e6, growth[1] / 1e6, percent)
+  if outcome.failed:
+    line += "; the first loss: %s" % outcome.failed[min(outcome.failed)]
+  print(line, flush=True)
+  return int(bool(lost or load.wrong or grown or outcome.stopped))
+
+
+def main():
+  options = _parse()
+  logs.set_up()
+  target = serving_client.Target(
+      serving_client.address(options.trtis_server_url, options.protocol),
+      options.protocol, options.trtis_model_name, options.trtis_model_version,
+      options.request_timeout)
+  connection = serving_client.Connection(target)
+  model = serving_model.describe(connection, target)
+  windows = _windows(connection, model, _features(options, model),
+                     options.windows)
+  connection.close()
+  logs.LOGGER.info("%d windows, %d clients, %g seconds", len(windows),
+                   options.clients, options.seconds)
+  load = _Load(options, windows)
+  begin = time.monotonic()
+  # A request that has to be sent again is a lost one here.
+  outcome = serving_requests.Requests(
+      lambda: serving_client.Connection(target),
+      serving_requests.RequestSettings(options.clients, 0, 0),
+      load.take).run(load.jobs())
+  sys.exit(_tell(options, load, outcome, time.monotonic() - begin))
+
+
+if __name__ == "__main__":
+  errors.guard(main)
