@@ -50,7 +50,8 @@ def tuned(tmp_path_factory):
       **export))
   assert done.status == 0, done.err
   done = runners.call("run_squad", settings(
-      folder, folder / "negative", do_predict=True, version_2_with_negative=True,
+      folder, folder / "negative", do_predict=True,
+      version_2_with_negative=True,
       init_checkpoint=folder / "tuned", trtis_model_name="alone",
       predict_file=SAMPLE / "dev-v2.0.json", **export))
   assert done.status == 0, done.err

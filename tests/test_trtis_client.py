@@ -516,7 +516,8 @@ def test_pauses_double_and_differ():
     longest = min(serving_requests.FIRST_PAUSE * 2 ** (attempt - 1),
                   serving_requests.LONGEST_PAUSE)
     found = {serving_requests._pause(attempt) for _ in range(50)}
-    assert len(found) > 10 and longest / 2 <= min(found) <= max(found) <= longest
+    assert len(found) > 10
+    assert longest / 2 <= min(found) and max(found) <= longest
 
 
 def test_a_fault_of_ours_is_not_hidden():
@@ -556,8 +557,8 @@ def test_launcher_by_position(site):  # pylint: disable=redefined-outer-name
 def test_launcher_goes_on(place, server, tmp_path, expected):
   def launch():
     return subprocess.run(
-        ["bash", str(ROOT / "scripts/trtis/run_client.sh"), "--protocol", "http",
-         "--bert_model", str(place), "--trtis_server_url", server.url,
+        ["bash", str(ROOT / "scripts/trtis/run_client.sh"),
+         "--protocol", "http", "--bert_model", str(place), "--trtis_server_url", server.url,
          "--seq_length", str(SEQ_LENGTH), "--doc_stride", "8",
          "--predict_file", str(place / "dev.json"), "--batch_size", "2",
          "--concurrency", "1", "--max_retries", "0", "--",
