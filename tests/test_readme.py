@@ -291,7 +291,8 @@ def test_paths_and_flags_of_the_text_exist(declared_flags):
   for source in sources:
     known |= known_flags(source, declared_flags)
   flags = set(re.findall(r"(?<!\S)--(\w+)", code))
-  flags -= {"name", "noname", "logdir", "array"}  # any flag; TensorBoard, sbatch
+  # Any flag; TensorBoard's, sbatch's, tritonserver's.
+  flags -= {"name", "noname", "logdir", "array", "model", "disable"}
   assert flags <= known, flags - known
 
 
