@@ -83,7 +83,11 @@ class Backend:
   """The server's side of a model; see the module's text."""
 
   def initialize(self, args):
-    """Called once by the server: loads the model, or says why it cannot."""
+    """Called once by the server: loads the model, or says why it cannot.
+
+    A first computation is slow, since frameworks prepare the graph in it: it is
+    done here, so that a server that is ready is one that answers.
+    """
     self.config = json.loads(args["model_config"])
     self.name = "%s version %s" % (args["model_name"], args["model_version"])
     self.inputs = [i["name"] for i in self.config["input"]]
@@ -93,12 +97,23 @@ class Backend:
     self._limits = Limits(self.parameters)
     try:
       self.load(model_folder(args))
+      self.run(self._example())
     except Exception as error:
       message = "%s not loaded: %s" % (self.name, one_line(error))
       pb_utils.Logger.log_error(message)
       raise pb_utils.TritonModelException(message)
     pb_utils.Logger.log_info("%s loaded, %d threads"
                              % (self.name, self.threads))
+
+  def _example(self):
+    """Inputs of a batch of one sequence, all of whose places are taken."""
+    arrays = {}
+    for tensor in self.config["input"]:
+      dims = tensor.get("reshape", {}).get("shape", tensor["dims"])
+      arrays[tensor["name"]] = np.full(
+          [1] + [int(size) for size in dims],
+          1 if tensor["name"] == "input_mask" else 0, np.int32)
+    return arrays
 
   def load(self, folder):
     """Reads the model of a version's folder."""
