@@ -420,7 +420,7 @@ def main(unused_argv):
   tokenizer = load_tokenizer(config, bert_config)
   if config.do_predict or config.eval_every_steps:
     squad_task.check_questions(config.predict_file)
-  if config.export_trtis:
+  if config.export_trtis and replica.is_chief():
     export.check(config, bert_config)
   scores = None
   with run_folder.opened(config.output_dir, "run_squad.py", config,

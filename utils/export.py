@@ -210,6 +210,8 @@ def check(config, bert_config):
   model_repository.check(
       repository_of(config), settings_of(config, bert_config),
       config.trtis_model_version, config.trtis_model_overwrite)
+  with model_repository.staged(repository_of(config)):
+    pass  # it can be written to
 
 
 def settings_of(config, bert_config):

@@ -10,6 +10,7 @@ name. From there it is renamed into place, so both must be on one file system.
 """
 
 import contextlib
+import ctypes
 import fcntl
 import glob
 import os
@@ -27,6 +28,7 @@ CPU_CONFIG = os.path.join("configs", "cpu.pbtxt")
 # What belongs to one version: where its weights came from, its fingerprint.
 DESCRIPTION = "export.json"
 _FINGERPRINT = "export_fingerprint"
+_HERE, _EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
 # Of a configuration that all versions have in common, what no version can do
 # without: servers and clients would take one model's for another's.
 _COMMON = ("platform", "seq_length")
@@ -62,9 +64,12 @@ def check(repository, settings, version, overwrite):
 
 
 def _check_common(repository, settings, there):
-  """Raises UserError unless the model's other versions are of the same kind.
+  """Returns the settings that the model's other versions have.
 
   There is one configuration for all versions of a model.
+
+  Raises:
+    UserError: unless they are of the same kind as `settings`.
   """
   path = os.path.join(repository, settings.name, CONFIG)
   try:
@@ -87,11 +92,16 @@ def _check_common(repository, settings, there):
         "--trtis_model_name=%s: all versions of a model share %s, and this one "
         "differs from those that are there (%s): give another name"
         % (settings.name, path, "; ".join(differing)))
+  return old
+
+
+def _log_changes(old, settings):
+  """Tells what a configuration will say anew of a model's other versions."""
   for field in settings._fields:
     before, now = getattr(old, field), getattr(settings, field)
     if before != now and field != "parameters":
       LOGGER.warning("%s holds for all versions of %s: %s was %s, is now %s",
-                     path, settings.name, field, before, now)
+                     CONFIG, settings.name, field, before, now)
 
 
 @contextlib.contextmanager
@@ -148,7 +158,7 @@ def publish(repository, settings, version, overwrite, stage, description):
   """Puts what `stage`/model holds into the repository, in one step.
 
   A model of which there is no other version is replaced as a whole; else the
-  version appears first, then the configuration that all of them share.
+  configuration that all of them share is written, then the version appears.
 
   Args:
     repository: folder of the models.
@@ -176,12 +186,15 @@ def publish(repository, settings, version, overwrite, stage, description):
     settings = settings._replace(parameters=dict(
         settings.parameters, **{_FINGERPRINT: files.stable_hash(prints)}))
     if others:
-      _swap(source, os.path.join(target, str(version)), stage)
+      _log_changes(_check_common(repository, settings, others), settings)
+      # Before the version: a fingerprint that changes too early costs a client
+      # its earlier answers, one that changes too late mixes two models'.
       _write_configs(target, settings)
+      _swap(source, os.path.join(target, str(version)))
     else:
       _write_configs(new, settings)
       os.rename(source, os.path.join(new, str(version)))
-      _swap(new, target, stage)
+      _swap(new, target)
   return os.path.join(target, str(version))
 
 
@@ -199,8 +212,19 @@ def _write_configs(folder, settings):
       stream.write(model_config.text(settings, kind))
 
 
-def _swap(source, target, stage):
-  """Renames `source` to `target`; what was there goes to `stage`."""
-  if os.path.exists(target):
-    os.rename(target, os.path.join(stage, "old"))
+def _swap(source, target):
+  """Makes folder `source` folder `target`; one that is there becomes `source`.
+
+  There is no moment without `target` where Linux and the file system can
+  exchange two names (renameat2, since glibc 2.28).
+  """
+  if not os.path.exists(target):
+    os.rename(source, target)
+    return
+  exchange = getattr(ctypes.CDLL(None), "renameat2", None)
+  if exchange and exchange(_HERE, os.fsencode(os.path.abspath(source)), _HERE,
+                           os.fsencode(os.path.abspath(target)),
+                           _EXCHANGE) == 0:
+    return
+  os.rename(target, source + ".old")
   os.rename(source, target)
