@@ -6,6 +6,7 @@ Everything is asked of processes that the launcher starts.
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 import signal
 import threading
@@ -203,52 +204,59 @@ def only_model(models, folder):
   return repository, repository / "bert" / "1"
 
 
-def set_parameter(repository, name, value):
-  path = repository / "bert" / "configs" / "cpu.pbtxt"
+def set_library(model, name):
+  path = model / "configs" / "cpu.pbtxt"
   path.write_text(path.read_text() + (
-      'parameters { key: "%s" value { string_value: "%s" } }\n'
-      % (name, value)))
+      'parameters { key: "fused_ops_library" value { string_value: "%s" } }\n'
+      % name))
 
 
-def no_saved_model(repository, version):
-  del repository
-  shutil.rmtree(str(version / "model.savedmodel"))
+def no_saved_model(model):
+  shutil.rmtree(str(model / "1" / "model.savedmodel"))
 
 
-def cut_saved_model(repository, version):
-  del repository
-  path = version / "model.savedmodel" / "saved_model.pb"
+def cut_saved_model(model):
+  path = model / "1" / "model.savedmodel" / "saved_model.pb"
   path.write_bytes(path.read_bytes()[:1000])
 
 
-def foreign_kernels(repository, version):
-  (version / "libbert_1.2.3_abc.so").write_bytes(b"")
-  set_parameter(repository, "fused_ops_library", "libbert_1.2.3_abc.so")
+def foreign_kernels(model):
+  (model / "1" / "libbert_1.2.3_abc.so").write_bytes(b"")
+  set_library(model, "libbert_1.2.3_abc.so")
 
 
-def no_kernels(repository, version):
-  del version
-  set_parameter(repository, "fused_ops_library", "libbert_1.2.3_abc.so")
+def no_kernels(model):
+  set_library(model, "libbert_%s_abc.so" % tf.__version__)
+
+
+DAMAGE = {
+    no_saved_model: "there is no folder",
+    cut_saved_model: "",
+    foreign_kernels: "are not for this server's TensorFlow: export the model",
+    no_kernels: "library of fused operations is not there"}
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("damage, words", [
-    (no_saved_model, "bert version 1 not loaded: there is no folder"),
-    (cut_saved_model, "bert version 1 not loaded: "),
-    (foreign_kernels, "are not for this server's TensorFlow: export the model"),
-    (no_kernels, "library of fused operations is not there"),
-], ids=lambda value: getattr(value, "__name__", ""))
-def test_a_model_that_cannot_be_loaded_ends_the_start(
-    models, tmp_path, damage, words):
+def test_a_model_that_cannot_be_loaded_ends_the_start(models, tmp_path):
+  """All damage at once: a start takes seconds."""
   repository, version = only_model(models, tmp_path)
-  damage(repository, version)
+  for damage in DAMAGE:
+    model = repository / damage.__name__
+    shutil.copytree(str(version.parent), str(model))
+    for path in (model / "config.pbtxt", model / "configs" / "cpu.pbtxt"):
+      path.write_text(path.read_text().replace('"bert"', '"%s"' % model.name))
+    damage(model)
   server = trtis_server.Server(repository, tmp_path / "log")
   with server.process.stderr as stream:
-    said = stream.read()
+    line, = stream.read().splitlines()
   assert server.process.wait(60) == 1
-  line, = said.splitlines()
-  assert words in line and "before it was ready" in line
+  assert "version 1 not loaded: " in line and "before it was ready" in line
   assert str(tmp_path / "log") in line
+  log = server.log.read_text()
+  for damage, words in DAMAGE.items():
+    start = 'E[^"]*"%s version 1 not loaded: [^"]*' % damage.__name__
+    assert re.search(start + re.escape(words), log), damage.__name__
+  assert "bert version 1 loaded" in log
   assert not traces(server)
 
 
