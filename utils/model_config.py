@@ -191,10 +191,11 @@ def _set_batching(config, dynamic, delay_ms, max_queue_size):
 def _set_optimization(config, settings):
   """Sets what the server's TensorFlow makes of the graph on a GPU.
 
-  As in Triton's optimization guide, "Framework-Specific Optimization": the
-  accelerator auto_mixed_precision is TensorFlow's own pass over the graph;
-  weights stay float32 in the file. Level 1 of the graph optimization lets XLA
-  compile (the session's global JIT level).
+  As in Triton's optimization guide and the sources of its TensorFlow backend:
+  the accelerator auto_mixed_precision switches on TensorFlow's own pass over
+  the graph (weights stay float32 in the file); level 1 of the graph is the
+  session's global JIT level ON_1, by which XLA compiles. The backend refuses
+  accelerators for CPUs.
   """
   if settings.mixed_precision:
     config.optimization.execution_accelerators.gpu_execution_accelerator.add(

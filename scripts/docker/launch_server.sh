@@ -67,7 +67,9 @@ else
     command+=(--volume "$config:/models/${model##*/}/config.pbtxt:ro")
   done
 fi
-command+=("$image" tritonserver --model-repository=/models)
+# Else it batches dynamically where a model's configuration says nothing of it.
+command+=("$image" tritonserver --model-repository=/models
+  --disable-auto-complete-config)
 if $dry_run; then
   join_words "${command[@]}"
   printf '%s\n' "$REPLY"
