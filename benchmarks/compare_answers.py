@@ -4,9 +4,12 @@
     [--tolerance 1e-4]
 
 Each folder holds predictions.json and nbest_predictions.json. Prints how many
-answers and n-best lists (texts and their order) are the same, and the largest
-difference of a logit. Exits with 0 if every answer and list is the same and no
-logit differs by more than the tolerance, else with 1.
+answers and n-best lists (texts and their order) differ, how many of these lists
+have the same texts and differ by ties alone, and the largest difference of a
+logit. A tie is answers that have changed places and whose scores (the sum of two
+logits) are as near as two logits' tolerance. Exits with 0 if answers and lists
+are the same but for ties and no logit differs by more than the tolerance, else
+with 1.
 """
 
 import argparse
@@ -29,18 +32,29 @@ def texts(answers):
 def logit_difference(first, second):
   """Returns the largest difference of a logit of two n-best lists.
 
-  Place by place: where two answers have changed places, theirs are compared.
+  Of the same answer in both, whatever its place: a text stands once in a list.
   """
-  return max([abs(a[name] - b[name]) for a, b in zip(first, second)
+  others = {answer["text"]: answer for answer in second}
+  return max([abs(answer[name] - others[answer["text"]][name])
+              for answer in first if answer["text"] in others
               for name in ("start_logit", "end_logit")] or [0.0])
 
 
-def compare(first, second):
-  """Returns (report line, questions that differ, largest difference).
+def differs_by_ties(first, second, tolerance):
+  """Says whether lists of the same texts differ where scores do not."""
+  scores = [[a["start_logit"] + a["end_logit"] for a in answers]
+            for answers in (first, second)]
+  return (sorted(texts(first)) == sorted(texts(second))
+          and all(abs(a - b) <= 2 * tolerance for a, b in zip(*scores)))
+
+
+def compare(first, second, tolerance):
+  """Returns (report line, whether the runs are the same but for ties).
 
   Args:
     first: folder of a run.
     second: folder of the other.
+    tolerance: float, of a logit.
 
   Raises:
     UserError: if a file cannot be read or the questions are not the same.
@@ -53,15 +67,18 @@ def compare(first, second):
     raise errors.UserError(
         "%s and %s answer other questions, or in another order: compare runs "
         "of one --predict_file" % (first, second))
-  other_answers = [name for name in one[0] if one[0][name] != two[0][name]]
+  other_answers = sum(one[0][name] != two[0][name] for name in one[0])
   other_lists = [name for name in one[1]
                  if texts(one[1][name]) != texts(two[1][name])]
+  ties = sum(differs_by_ties(one[1][name], two[1][name], tolerance)
+             for name in other_lists)
   largest = max(logit_difference(one[1][name], two[1][name])
                 for name in one[1])
-  line = ("%d questions: %d other answers, %d other n-best lists, largest "
-          "difference of a logit %.2g" % (
-              len(one[0]), len(other_answers), len(other_lists), largest))
-  return line, other_answers + other_lists, largest
+  line = ("%d questions: %d other answers, %d other n-best lists (%d by ties "
+          "alone), largest difference of a logit %.2g" % (
+              len(one[0]), other_answers, len(other_lists), ties, largest))
+  return line, (not other_answers and ties == len(other_lists)
+                and largest <= tolerance)
 
 
 def main(arguments=None):
@@ -74,12 +91,12 @@ def main(arguments=None):
                       help="of a logit (default %(default)s)")
   options = parser.parse_args(arguments)
   try:
-    line, differing, largest = compare(options.first, options.second)
+    line, same = compare(options.first, options.second, options.tolerance)
   except errors.UserError as error:
     print("compare_answers: %s" % error, file=sys.stderr)
     return 2
   print(line)
-  return 1 if differing or largest > options.tolerance else 0
+  return 0 if same else 1
 
 
 if __name__ == "__main__":

@@ -31,12 +31,14 @@ def first(tmp_path):
 
 
 @pytest.mark.parametrize("changed, line, status", [
-    ({}, "0 other answers, 0 other n-best lists, largest difference of a logit "
-     "0", 0),
+    ({}, "0 other answers, 0 other n-best lists (0 by ties alone), largest "
+     "difference of a logit 0\n", 0),
     ({"q2": [("c", 0.5, 0.50005)]}, "logit 5e-05", 0),
     ({"q2": [("c", 0.5, 0.6)]}, "logit 0.1", 1),
     ({"q1": [("a", 2.0, 3.0), ("d", 1.0, 1.0)]},
-     "0 other answers, 1 other n-best lists", 1),
+     "0 other answers, 1 other n-best lists (0 by ties alone)", 1),
+    ({"q1": [("a", 2.0, 3.0), ("b", 1.0, 1.0), ("e", 0.00001, 2.0)]},
+     "0 other answers, 1 other n-best lists (0 by ties alone)", 1),
     ({"q2": [("d", 0.5, 0.5)]}, "1 other answers, 1 other n-best lists", 1)])
 def test_what_differs_is_counted(tmp_path, capsys, first, changed, line,
                                  status):
@@ -46,6 +48,18 @@ def test_what_differs_is_counted(tmp_path, capsys, first, changed, line,
   assert compare_answers.main([first, second]) == status
   out = capsys.readouterr().out
   assert out.startswith("2 questions: ") and line in out
+
+
+@pytest.mark.parametrize("score, status", [(2.00001, 0), (2.1, 1)])
+def test_answers_that_change_places_are_a_tie_if_their_scores_are(
+    tmp_path, capsys, score, status):
+  one, other = ("b", 1.0, 1.0), ("e", 0.0, score)
+  best = ("a", 2.0, 3.0)
+  folders = [write(tmp_path / "one", {"q": [best, one, other]}),
+             write(tmp_path / "two", {"q": [best, other, one]})]
+  assert compare_answers.main(folders) == status
+  assert ("1 other n-best lists (%d by ties alone)" % (not status)
+         ) in capsys.readouterr().out
 
 
 def test_other_questions_are_no_comparison(tmp_path, first):
