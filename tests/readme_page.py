@@ -111,6 +111,14 @@ NOT_RUN = {
         "--precision fp32 --bert_model data/sample "
         "--init_checkpoint results/my_squad --seq_length 128 "
         "--trtis_model_name my_bert_onnx"],
+    "it measures for minutes; test_serving_figures.py does": [
+        "bash scripts/trtis/run_perf_client.sh --model_name my_bert "
+        "--batch_size 8",
+        "bash scripts/trtis/generate_figures.sh base 128 fp16 "
+        "results/my_squad"],
+    "it needs a sweep": [
+        ".venv/client/bin/python benchmarks/serving_figures.py "
+        "results/my_sweep --max_latency 100"],
     "it asks a server; test_trtis_answers.py does": [
         "bash scripts/trtis/run_client.sh --bert_model data/sample "
         "--seq_length 128 --doc_stride 64 --trtis_model_name my_bert "
