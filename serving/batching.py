@@ -22,7 +22,9 @@ import triton_python_backend_utils as pb_utils
 
 def model_folder(args):
   """Folder of the version that is to be loaded: <repository>/<version>."""
-  return os.path.join(args["model_repository"], args["model_version"])
+  # The server knows the repository by a link.
+  return os.path.realpath(
+      os.path.join(args["model_repository"], args["model_version"]))
 
 
 def parameters(config):

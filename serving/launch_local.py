@@ -122,8 +122,11 @@ def command(options, folder, prefix):
              os.path.join(backends, "python"))
   for name in BACKENDS:
     os.symlink(os.path.join(HERE, name), os.path.join(backends, name))
+  # What it starts for a model splits this path at its blanks, and hangs.
+  models = os.path.join(folder, "models")
+  os.symlink(os.path.abspath(options.repository), models)
   words = [os.path.join(PROGRAM, "bin", "tritonserver"),
-           "--model-repository=" + options.repository,
+           "--model-repository=" + models,
            "--model-config-name=cpu", "--disable-auto-complete-config",
            "--backend-directory=" + backends,
            "--cache-directory=" + os.path.join(PROGRAM, "caches"),
@@ -341,7 +344,10 @@ def main():
       say("warning: listening on %s, for all who can reach this machine: no "
           "password, no encryption (README, \"In front of others\")"
           % options.host)
-    folder = tempfile.mkdtemp(prefix="bert_trtis_")
+    folder = tempfile.mkdtemp(
+        prefix="bert_trtis_",
+        # The folder that TMPDIR names would be split, too.
+        dir="/tmp" if re.search(r"\s", tempfile.gettempdir()) else None)
     prefix = os.path.basename(folder) + "_"
     try:
       stopper.server = Server(options, folder, prefix)

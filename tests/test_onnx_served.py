@@ -16,7 +16,8 @@ MAX_BATCH = 8
 def models(tmp_path_factory):
   """The same weights as "bert" (SavedModel), "float32" and "float16" (ONNX)."""
   trtis_server.environment("onnx")
-  folder = tmp_path_factory.mktemp("served")
+  folder = tmp_path_factory.mktemp("served") / "with a blank"
+  folder.mkdir()
   made = trtis_models.make(folder, trtis_dyn_batching_delay=20)
   for name in ("float32", "float16"):
     result = trtis_models.export(
