@@ -95,7 +95,7 @@ def test_wrong_argument(site, words, expected):
 @pytest.mark.parametrize("words, expected", [
     (["--bert_model=none"], "bert_config.json"),
     (["--init_checkpoint=none"], "no checkpoint at"),
-    (["--precision=bf16", "--stack=tf1"], "tf2")])
+    (["--precision=bf16"], "fp32 or fp16")])
 def test_what_is_not_there(site, words, expected):
   assert expected in one_line(site.run(SCRIPT, *words), 1)
   assert not site.runs("trtis_export")

@@ -54,6 +54,8 @@ END
 computation_options
 rank_options() { :; }   # one process does it
 parse_arguments "$@"
+[[ $precision != bf16 ]] ||
+  die "precision bf16 is not there at servers: export for fp32 or fp16"
 # What this machine has decides nothing here.
 choose_python
 choose_precision
