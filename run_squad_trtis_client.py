@@ -31,6 +31,8 @@ from utils.errors import run_main
 from utils.errors import UserError
 from utils.logs import LOGGER
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class ClientConfig(NamedTuple):
   """Every setting of the client; see the flags for their meaning."""
@@ -220,6 +222,14 @@ def _output(config):
     yield
 
 
+def _interrupt(*unused):
+  """Ends the asking; what there is is then kept, in a few seconds."""
+  # A second signal, such as timeout(1) sends at once, must not cut that short.
+  for number in _SIGNALS:
+    signal.signal(number, signal.SIG_IGN)
+  raise KeyboardInterrupt
+
+
 def _answer(session):
   """Answers what is asked; returns the last line of output, None for none."""
   config = session.config
@@ -238,8 +248,8 @@ def main(unused_argv):
   """Does what the flags ask for."""
   config = config_from_flags()
   logs.set_up(flags.FLAGS.log_file)
-  # As after Ctrl-C: what is there is kept.
-  signal.signal(signal.SIGTERM, signal.default_int_handler)
+  for number in _SIGNALS:
+    signal.signal(number, _interrupt)
   target, model = connect(config)
   config = settled(config, model)
   tokenizer = squad_task.load_tokenizer(

@@ -208,7 +208,7 @@ def close(handler, *unused):
 
 
 def overloaded(handler, *unused):
-  handler.say({"error": "Exceeds maximum queue size"}, 503)
+  handler.say({"error": "[request id: a] Exceeds maximum queue size"}, 503)
 
 
 def late(handler, *unused):
@@ -238,7 +238,8 @@ def test_faults_that_pass(place, server, tmp_path, expected, fault):
 
 
 @pytest.mark.parametrize("fault,words", [
-    (overloaded, "Exceeds maximum queue size (asked 3 times)"),
+    (overloaded, "the server's queue is full (Exceeds maximum queue size): "
+     "give less --concurrency or more --max_retries (asked 3 times)"),
     (late, "Deadline Exceeded (asked 3 times)"),
     (other_version, "the reply belongs to request")],
                          ids=lambda value: getattr(value, "__name__", None))
@@ -403,6 +404,7 @@ def test_a_signal_keeps_what_there_is(place, server, tmp_path, number):
       stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
   assert fourth.wait(60)
   process.send_signal(number)
+  process.send_signal(number)  # which changes nothing
   done = subprocess.CompletedProcess(
       [], None, *process.communicate(timeout=60))
   done.returncode = process.returncode
@@ -558,7 +560,8 @@ def test_launcher_goes_on(place, server, tmp_path, expected):
   def launch():
     return subprocess.run(
         ["bash", str(ROOT / "scripts/trtis/run_client.sh"),
-         "--protocol", "http", "--bert_model", str(place), "--trtis_server_url", server.url,
+         "--protocol", "http", "--bert_model", str(place),
+         "--trtis_server_url", server.url,
          "--seq_length", str(SEQ_LENGTH), "--doc_stride", "8",
          "--predict_file", str(place / "dev.json"), "--batch_size", "2",
          "--concurrency", "1", "--max_retries", "0", "--",

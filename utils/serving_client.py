@@ -4,6 +4,7 @@ A connection is for one thread. Needs tritonclient and numpy, no TensorFlow.
 """
 
 import os
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -86,6 +87,16 @@ def _library(protocol):
   return library
 
 
+def _words(error):
+  """Returns what a server's error says, without the id of its request."""
+  words = re.sub(r"^\[request id: [^\]]*\] ", "",
+                 errors.one_line(error.message() or error.status()))
+  if "maximum queue size" in words:
+    return ("the server's queue is full (%s): give less --concurrency or more "
+            "--max_retries" % words)
+  return words
+
+
 class _Grpc(object):
   """The calls of tritonclient over gRPC."""
 
@@ -103,7 +114,7 @@ class _Grpc(object):
       return function()
     except InferenceServerException as error:
       kind = Passing if error.status() in _PASSING_GRPC else Refused
-      raise kind(errors.one_line(error.message() or error.status()))
+      raise kind(_words(error))
 
   def config(self):
     return self._client.get_model_config(
@@ -159,7 +170,7 @@ class _Http(object):
         return function()
     except InferenceServerException as error:
       kind = Passing if error.status() in _PASSING_HTTP else Refused
-      raise kind(errors.one_line(error.message() or error.status()))
+      raise kind(_words(error))
     except gevent.Timeout:
       raise Passing("Deadline Exceeded")
     except (OSError, EOFError, response.HTTPConnectionClosed,
