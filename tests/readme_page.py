@@ -123,7 +123,7 @@ NOT_RUN = {
         ".venv/client/bin/python benchmarks/serving_load.py "
         "--trtis_model_name=my_bert --vocab_file=data/sample/vocab.txt "
         "--predict_file=data/sample/dev-v1.1.json --clients=64 "
-        "--seconds=120"],
+        "--seconds=120 --server_pid=\"$(pgrep tritonserver)\""],
     "it asks a server; test_trtis_answers.py does": [
         "bash scripts/trtis/run_client.sh --bert_model data/sample "
         "--seq_length 128 --doc_stride 64 --trtis_model_name my_bert "
