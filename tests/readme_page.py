@@ -54,6 +54,9 @@ NOT_RUN = {
     "it takes half an hour": [
         "python benchmarks/bf16_f1.py results/ranks_f1/seed1_ranks1 "
         "results/ranks_f1/seed2_ranks1 results/ranks_f1/seed3_ranks1"],
+    "it compares runs of a quarter of an hour": [
+        "python benchmarks/compare_answers.py results/predicted "
+        "results/served"],
     "it times three frameworks for an hour": [
         "bash scripts/setup.sh --stack tf1 --with_tests",
         "bash scripts/setup.sh --stack tf2 --with_tests",
