@@ -11,6 +11,7 @@ with the server's own counts of sentences and executions) and perf_analyzer.log.
 """
 
 import argparse
+from concurrent import futures
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ from typing import NamedTuple
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent.parent)]
 
 # pylint: disable=wrong-import-position
+import numpy as np
 import tokenization
 from benchmarks import perf_points
 from utils import errors
@@ -80,8 +82,12 @@ class Server(object):
     self.http = "%s:%d" % (hostname, http_port)
     self.grpc = "%s:%d" % (hostname, grpc_port)
 
-  def get(self, what=""):
+  def get(self, what="", body=None):
     """Returns the parsed JSON of the model's page `what`.
+
+    Args:
+      what: str.
+      body: bytes to post, or None.
 
     Raises:
       UserError: if the server or the model is not there.
@@ -91,7 +97,7 @@ class Server(object):
     try:
       # No proxy lies between a client and its server.
       opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-      with opener.open(url, timeout=30) as stream:
+      with opener.open(url, body, timeout=_LONGEST) as stream:
         return json.loads(stream.read().decode("utf-8"))
     except urllib.error.HTTPError as error:
       raise UserError(
@@ -105,6 +111,15 @@ class Server(object):
           "no server answers at %s (%s): start one (scripts/trtis/"
           "launch_server.sh) or give --server_hostname and --http_port"
           % (self.http, getattr(error, "reason", error)))
+
+  def ask(self, rows):
+    """Has the server answer a request of some rows of `write_inputs`."""
+    tensors = []
+    for name in signature.INPUTS:
+      values = [row[name] for row in rows]
+      tensors.append({"name": name, "datatype": "INT32", "data": values,
+                      "shape": [len(values), len(values[0])]})
+    self.get("/infer", json.dumps({"inputs": tensors}).encode("utf-8"))
 
   def counts(self):
     """Returns (sentences, executions) that the model has answered so far."""
@@ -203,6 +218,8 @@ def _command(server, load, inputs, concurrency, *more):
 def _run(command, log, limit):
   """Runs perf_analyzer; returns (exit status, its words), also in `log`.
 
+  It was seen to wait for ever, the server idle: it gets a second chance.
+
   Args:
     command: list of str.
     log: str, a file's path.
@@ -212,21 +229,24 @@ def _run(command, log, limit):
   paths = [os.path.join(os.path.dirname(os.path.dirname(command[0])), "lib",
                         "perf_analyzer")]
   paths.extend(filter(None, [os.environ.get("LD_LIBRARY_PATH")]))
-  try:
-    done = subprocess.run(
-        command, env=dict(os.environ, LD_LIBRARY_PATH=":".join(paths)),
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, timeout=limit)
-  except FileNotFoundError:
-    raise UserError("there is no perf_analyzer at %s: run scripts/trtis/"
-                    "setup.sh --only client" % command[0])
-  except subprocess.TimeoutExpired:
-    raise UserError("perf_analyzer did not end in %d seconds: does the server "
-                    "still answer?" % limit)
-  words = done.stdout.decode("utf-8", "replace")
-  with open(log, "a", encoding="utf-8") as stream:
-    stream.write("# %s\n%s\n" % (" ".join(command), words))
-  return done.returncode, words
+  environment = dict(os.environ, LD_LIBRARY_PATH=":".join(paths))
+  for _ in range(2):
+    try:
+      done = subprocess.run(
+          command, env=environment, stdin=subprocess.DEVNULL,
+          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=limit)
+    except FileNotFoundError:
+      raise UserError("there is no perf_analyzer at %s: run scripts/trtis/"
+                      "setup.sh --only client" % command[0])
+    except subprocess.TimeoutExpired:
+      _LOGGER.warning("perf_analyzer did not end in %d seconds", limit)
+      continue
+    words = done.stdout.decode("utf-8", "replace")
+    with open(log, "a", encoding="utf-8") as stream:
+      stream.write("# %s\n%s\n" % (" ".join(command), words))
+    return done.returncode, words
+  raise UserError("perf_analyzer did not end in %d seconds, twice: does the "
+                  "server still answer?" % limit)
 
 
 def _failure(status, words, concurrency, log):
@@ -236,18 +256,25 @@ def _failure(status, words, concurrency, log):
       % (status, concurrency, " ".join(lines[-2:])[:300], log))
 
 
-def warm_up(server, load, inputs, requests, log):
+def warm_up(server, inputs, batch_size, at_once):
   """Sends requests that do not count: a model's first ones take longer.
 
   Args:
-    server, load, inputs, log: as for `measure`.
-    requests: int, as many at a time, twice.
+    server: Server.
+    inputs: str, file of `write_inputs`.
+    batch_size: int, sentences a request.
+    at_once: int, requests in flight; there are twice as many in all.
+
+  Raises:
+    UserError: if the server refuses one.
   """
-  status, words = _run(
-      _command(server, load, inputs, requests, "--request-count",
-               2 * requests), log, _LONGEST)
-  if status:
-    raise _failure(status, words, requests, log)
+  rows = files.read_json(inputs, "the requests")["data"]
+  rows = [rows[number % len(rows)]
+          for number in range(2 * at_once * batch_size)]
+  requests = [rows[start:start + batch_size]
+              for start in range(0, len(rows), batch_size)]
+  with futures.ThreadPoolExecutor(at_once) as pool:
+    list(pool.map(server.ask, requests))
 
 
 def measure(server, load, inputs, concurrency, log):
@@ -257,8 +284,7 @@ def measure(server, load, inputs, concurrency, log):
   do not settle, they are taken as they are, and the point says so.
 
   Args:
-    server: Server.
-    load: Load.
+    server, load: Server, Load.
     inputs: str, file of `write_inputs`.
     concurrency: int, requests in flight.
     log: str, file that gets perf_analyzer's words.
@@ -286,12 +312,11 @@ def measure(server, load, inputs, concurrency, log):
         stability = _ANY
       elif status or not os.path.isfile(output):
         raise _failure(status, words, concurrency, log)
-    after = server.counts()
     with open(output, encoding="utf-8") as stream:
       text = stream.read()
-  return perf_points.point(
-      text, words, load.batch_size, after[0] - before[0], after[1] - before[1],
-      not stability), text
+  sentences, executions = np.subtract(server.counts(), before).tolist()
+  return perf_points.point(text, words, load.batch_size, sentences, executions,
+                           not stability), text
 
 
 def merged(texts):
@@ -401,7 +426,7 @@ def run(options):
     _LOGGER.info("%d windows of %s, %d sentences a request to %s", count,
                  options.predict_file, load.batch_size, server.http)
 
-    warm_up(server, load, inputs, 4, log)
+    warm_up(server, inputs, load.batch_size, 4)
 
     def take(concurrency):
       point, text = measure(server, load, inputs, concurrency, log)

@@ -232,12 +232,20 @@ def _mark_recommended(axes, best, max_latency):
           point.latency))
 
 
+def _logarithmic(axes):
+  """Gives latencies that differ much equal room, with plain numbers."""
+  axes.set_yscale("log")
+  axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+  axes.yaxis.set_major_formatter("{x:g}")
+  axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+
+
 def draw_summary(found, max_latency, words):
   """Returns the figure of latency against throughput of all settings.
 
   Args:
     found: {Setting: list of Point}.
-    max_latency: float, milliseconds; the limit of what is recommended.
+    max_latency: float, milliseconds; limit of what is recommended.
     words: str, what was measured and where.
   """
   figure, axes = pyplot.subplots(figsize=(9, 5.6))
@@ -251,18 +259,15 @@ def draw_summary(found, max_latency, words):
               fillstyle=_ENGINE_FILLS[number],
               color=colours[setting.max_batch_size])
   latencies = [p.latency for points in found.values() for p in points]
-  handles, sentence = _mark_recommended(
-      axes, recommended(found, max_latency), max_latency)
+  best = recommended(found, max_latency)
+  handles, sentence = _mark_recommended(axes, best, max_latency)
   if max(latencies) > max_latency:
     handles.append(axes.axhline(max_latency, color="#888888", linewidth=1,
                                 linestyle="--",
                                 label="limit, %g ms" % max_latency))
   axes.set_xlim(left=0)
   if max(latencies) > 10 * min(latencies):
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+    _logarithmic(axes)
   else:
     axes.set_ylim(bottom=0)
   axes.set_xlabel("throughput (sentences/s)")

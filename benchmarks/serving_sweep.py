@@ -90,9 +90,10 @@ def machine(device):
 
 def caption(options):
   """Returns what the pictures say of the measurement."""
-  return ("BERT %s, %d tokens, %s, on %s, server and client alike; Triton's "
-          "perf_analyzer over %s, windows of %g s; %s." % (
-              options.bert_model, options.seq_length, options.precision,
+  kind = {"onnx": "ONNX"}.get(options.export_format, "SavedModel")
+  return ("BERT %s, %d tokens, %s, %s, on %s, server and client alike; "
+          "Triton's perf_analyzer over %s, windows of %g s; %s." % (
+              options.bert_model, options.seq_length, options.precision, kind,
               machine(options.device), options.protocol,
               options.measurement_interval / 1000.0,
               datetime.date.today().isoformat()))
@@ -101,8 +102,8 @@ def caption(options):
 def identity(options):
   """Returns the dict of what all points of a folder have in common."""
   names = ["init_checkpoint", "bert_model", "seq_length", "doc_stride",
-           "precision", "predict_file", "export_flag", "protocol",
-           "max_client_threads", "measurement_interval",
+           "precision", "predict_file", "export_flag", "export_format",
+           "protocol", "max_client_threads", "measurement_interval",
            "stability_percentage", "max_trials"]
   return dict({name: getattr(options, name) for name in names},
               machine=machine(options.device))
@@ -157,6 +158,7 @@ def export(folder, options, largest):
             + ["--export_trtis=true", "--trtis_model_overwrite=true",
                "--init_checkpoint=" + options.init_checkpoint,
                "--output_dir=" + work,
+               "--export_format=" + options.export_format,
                "--trtis_model_repository=" + repository,
                "--trtis_model_name=" + MODEL,
                "--trtis_model_version=" + VERSION,
@@ -259,9 +261,8 @@ class Sweep(object):
           self._options.vocab_file, self._options.doc_stride)
     # Enough for each instance to get some.
     perf_client.warm_up(
-        server, self._load(setting), self._inputs,
-        4 * setting.engine_count * setting.max_batch_size,
-        self._place(setting, "warm_up.log"))
+        server, self._inputs, self._load(setting).batch_size,
+        2 * setting.engine_count * setting.max_batch_size)
     return server
 
   def _load(self, setting):
@@ -385,6 +386,7 @@ def parse(argv):
   parser.add_argument("--export_python", required=True)
   parser.add_argument("--export_flag", action="append", required=True,
                       help="of run_squad.py; may be given several times")
+  parser.add_argument("--export_format", default="savedmodel")
   parser.add_argument("--device", default="", help="the GPU's name")
   parser.add_argument("--batch_sizes", type=whole_list, required=True)
   parser.add_argument("--dyn_batching_delays", type=delay_list, required=True)

@@ -138,6 +138,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
     self.wfile.write(json.dumps(
         answer or {"error": "Request for unknown model"}).encode())
 
+  def do_POST(self):  # pylint: disable=invalid-name
+    body = self.rfile.read(int(self.headers["Content-Length"]))
+    self.server.posted.append(json.loads(body.decode("utf-8")))
+    self.send_response(200)
+    self.end_headers()
+    self.wfile.write(b"{}")
+
   def log_message(self, *unused):  # pylint: disable=arguments-differ
     pass
 
@@ -147,6 +154,7 @@ def triton():
   """A stand-in for the server, with its port as `.server_port`."""
   with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
     server.asked, server.inputs, server.parameters = 0, None, {}
+    server.posted = []
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
@@ -229,11 +237,28 @@ def test_a_window_without_a_reply_is_made_longer(tmp_path, triton):
 
 
 def test_warm_up(tmp_path, triton):
-  program = analyzer(tmp_path, "exit $((stability))")
-  perf_client.warm_up(server_of(triton), load_of(program), "in.json", 6,
-                      str(tmp_path / "log"))
-  (call,) = (tmp_path / "calls").read_text().splitlines()
-  assert "--concurrency-range 6 " in call and "--request-count 12" in call
+  rows = [{"unique_ids": [n], "input_ids": [n, 7], "input_mask": [1, 1],
+           "segment_ids": [0, 1]} for n in range(5)]
+  (tmp_path / "in.json").write_text(json.dumps({"data": rows}))
+  perf_client.warm_up(server_of(triton), str(tmp_path / "in.json"), 2, 3)
+  assert len(triton.posted) == 6
+  sent = sorted(tuple(body["inputs"][1]["data"][n][0] for n in range(2))
+                for body in triton.posted)
+  # Six requests of two sentences each, from five.
+  assert sent == [(0, 1), (0, 1), (1, 2), (2, 3), (3, 4), (4, 0)]
+  assert triton.posted[0]["inputs"][1]["shape"] == [2, 2]
+  assert {t["name"] for t in triton.posted[0]["inputs"]} == set(rows[0])
+
+
+def test_perf_analyzer_that_waits_for_ever(tmp_path):
+  log = str(tmp_path / "log")
+  program = analyzer(
+      tmp_path, "dir=$(dirname \"$0\")\nif [[ ! -e $dir/told ]]; then\n"
+      "  touch \"$dir/told\"; exec sleep 60\nfi\necho words; exit 7\n")
+  assert perf_client._run([program], log, 2) == (7, "words\n")
+  program = analyzer(tmp_path, "exec sleep 60\n")
+  with pytest.raises(UserError, match="did not end in 1 seconds, twice"):
+    perf_client._run([program], log, 1)
 
 
 def test_perf_analyzer_fails(tmp_path, triton):

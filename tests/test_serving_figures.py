@@ -327,7 +327,7 @@ def test_points_of_other_things_are_not_mixed(tmp_path, change):
 def test_caption_says_machine_and_model(tmp_path):
   serving_sweep.open_sweep(str(tmp_path), options_of(tmp_path))
   said = json.loads((tmp_path / "sweep.json").read_text())["caption"]
-  assert said.startswith("BERT mine, 48 tokens, fp16, on ")
+  assert said.startswith("BERT mine, 48 tokens, fp16, SavedModel, on ")
   assert serving_sweep.machine("") in said and "core" in said
   assert serving_sweep.machine("A GPU").startswith("A GPU (")
 
@@ -374,8 +374,9 @@ def test_launcher_by_position(clients):
           found.max_trials, found.doc_stride) == (700, 50.0, 3, 20)
   assert found.vocab_file == [model + "/vocab.txt"]
   assert found.export_python == clients.env["BERT_PYTHON"]
+  assert found.export_format == "onnx"
   for words in ("--max_seq_length=64", "--use_fp16=false",
-                "--export_format=onnx", "--vocab_file=%s/vocab.txt" % model,
+                "--vocab_file=%s/vocab.txt" % model,
                 "--bert_config_file=%s/bert_config.json" % model):
     assert words in found.export_flag
 

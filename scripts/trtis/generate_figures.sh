@@ -60,7 +60,6 @@ prepare
 doc_stride=${doc_stride:-$((seq_length < 256 ? seq_length / 2 : 128))}
 squad_flags
 require_checkpoint "$init_checkpoint" init_checkpoint
-flags+=("--export_format=$export_format")
 serving_device
 if [[ -z $REPLY && $precision != fp32 ]]; then
   note "a server on a CPU computes in fp32, whatever the precision"
@@ -69,7 +68,8 @@ fi
 export_flags=("${flags[@]/#/--export_flag=}")
 flags=("--init_checkpoint=$init_checkpoint" "--bert_model=$model_tag"
   "--seq_length=$seq_length" "--vocab_file=$model_dir/vocab.txt"
-  "--export_python=$python" "${export_flags[@]}" "--device=$REPLY")
+  "--export_python=$python" "${export_flags[@]}" "--device=$REPLY"
+  "--export_format=$export_format")
 for name in batch_sizes dyn_batching_delays engine_counts concurrencies; do
   flags+=("--$name=${!name}")
 done
