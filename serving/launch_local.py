@@ -17,6 +17,7 @@ import errno
 import glob
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -34,6 +35,9 @@ TRITON = os.path.join(ENVIRONMENT, "triton")
 PROGRAM = os.path.join(TRITON, "pytriton", "tritonserver")
 BACKENDS = ("tensorflow", "onnxruntime")
 SERVICES = ("http", "grpc", "metrics")
+# What clients have no need of and could do harm with: writing the log to any
+# file, mapping memory. It takes a header made up anew for each start.
+FORBIDDEN = "logging,trace,model-repository,shared-memory"
 # Seconds for requests under way at the end; until all is killed then, and if
 # models are still being loaded.
 GRACE, PATIENCE, IMPATIENCE = 10, 20, 2
@@ -133,6 +137,8 @@ def command(options, folder, prefix):
            "--backend-config=python,shm-region-prefix-name=" + prefix,
            "--exit-timeout-secs=%d" % GRACE,
            "--allow-gpu-metrics=false", "--pinned-memory-pool-byte-size=0"]
+  for flag in ("http-restricted-api", "grpc-restricted-protocol"):
+    words.append("--%s=%s:key=%s" % (flag, FORBIDDEN, secrets.token_hex(16)))
   for name in SERVICES:
     words.append("--%s-address=%s" % (name, options.host))
     words.append("--%s-port=%d" % (name, getattr(options, name + "_port")))

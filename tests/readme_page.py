@@ -127,6 +127,14 @@ NOT_RUN = {
         "--trtis_model_name=my_bert --vocab_file=data/sample/vocab.txt "
         "--predict_file=data/sample/dev-v1.1.json --clients=64 "
         "--seconds=120 --server_pid=\"$(pgrep tritonserver)\""],
+    "it starts a server; test_trtis_runs.py does": [
+        "bash scripts/trtis/setup.sh",
+        "bash scripts/trtis/run_trtis.sh --init_checkpoint results/my_squad "
+        "--bert_model data/sample --seq_length 128 --doc_stride 64 "
+        "--predict_file data/sample/dev-v1.1.json"],
+    "it serves until it is told to end; test_trtis_server.py does": [
+        "bash scripts/trtis/launch_server.sh --local",
+        "bash scripts/trtis/wait_for_trtis_server.sh localhost --timeout 60"],
     "it asks a server; test_trtis_answers.py does": [
         "bash scripts/trtis/run_client.sh --bert_model data/sample "
         "--seq_length 128 --doc_stride 64 --trtis_model_name my_bert "

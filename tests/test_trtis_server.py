@@ -148,6 +148,15 @@ def test_wrong_requests_are_answered_and_the_server_lives(server, case):
   assert server.ask(trtis_models.arrays(1))
 
 
+@pytest.mark.parametrize("path, body", [
+    ("logging", {"log_file": "/nonexistent/log"}), ("trace/setting", None),
+    ("repository/index", {}), ("systemsharedmemory/status", None)])
+def test_what_could_do_harm_is_forbidden(server, path, body):
+  with pytest.raises(Refused) as refused:
+    server.get(path, body)
+  assert refused.value.status == 403
+
+
 def at_once(server, questions):
   """Asks all at the same time; returns their answers or refusals in order."""
   answers = [None] * len(questions)

@@ -33,6 +33,7 @@ image text image of the server (BERT_SERVER_IMAGE)
 name text name of the container
 log path? file for what the server says; empty: the terminal
 END
+stack_options() { :; }   # no TensorFlow
 parse_arguments "$@"
 ((${#extra_flags[@]} == 0)) || usage_error "-- hands nothing on"
 compgen -G "$repository/*/config.pbtxt" >/dev/null ||

@@ -48,6 +48,7 @@ metrics_port count port of the metrics
 log path? file for what the server says
 end_with count? process whose end ends the server
 END
+stack_options() { :; }   # no TensorFlow
 parse_arguments "${words[@]}"
 ((${#positionals[@]} == 0)) ||
   usage_error "'${positionals[0]}': no such argument; --help lists all"

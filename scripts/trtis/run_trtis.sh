@@ -11,7 +11,7 @@
 # free ports of this machine, and ended behind, unless --trtis_server_url names
 # one that serves that folder. Answers and log lie in a folder of RESULTS_DIR;
 # where the questions have answers, the last line says {"exact_match": ...,
-# "f1": ...}. Base on the CPU of two cores: about a window a second.
+# "f1": ...}.
 
 # shellcheck disable=SC2034  # arguments are read by their names
 set -euo pipefail
@@ -24,7 +24,8 @@ init_checkpoint=$results_dir/model.ckpt batch_size=8 precision=fp16 use_xla=true
 seq_length=384 doc_stride=128 bert_model=large squad_version=1.1
 trtis_version_name=1 trtis_model_name=bert trtis_export_model=true
 trtis_dyn_batching_delay=0 trtis_engine_count=1 trtis_model_overwrite=false
-trtis_model_repository=$results_dir/trtis_models export_format=savedmodel
+trtis_model_repository=$results_dir/trtis_models trtis_max_queue_size=0
+export_format=savedmodel
 predict_file='' do_lower_case='' trtis_server_url='' protocol=grpc
 start_timeout=300 keeps_runs=false
 arguments <<'END'
@@ -48,6 +49,7 @@ aliases=([checkpoint]=init_checkpoint [max_seq_length]=seq_length
   [repository]=trtis_model_repository)
 options <<'END'
 trtis_model_repository path folder of the models
+trtis_max_queue_size whole requests that may wait at the server; 0: any number
 export_format choice:savedmodel|onnx what the server reads
 predict_file path? questions; empty: the dev file under DATA_DIR
 trtis_server_url text? host:port of a running server; empty: one is started
@@ -90,6 +92,7 @@ if $trtis_export_model; then
     "$trtis_version_name" "$trtis_model_name" "$trtis_dyn_batching_delay" \
     "$trtis_engine_count" "$trtis_model_overwrite" \
     "--trtis_model_repository=$trtis_model_repository" \
+    "--trtis_max_queue_size=$trtis_max_queue_size" \
     "--export_format=$export_format" "${common[@]}"
 elif [[ ! -d $trtis_model_repository/$trtis_model_name/$trtis_version_name ]]
 then

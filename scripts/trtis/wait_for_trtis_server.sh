@@ -23,6 +23,7 @@ timeout count seconds to wait
 log path? what the server says; its last lines are shown on failure
 server_process count? process of the server on this machine
 END
+stack_options() { :; }   # no TensorFlow
 parse_arguments "$@"
 address=$server_hostname:$http_port
 
