@@ -32,6 +32,15 @@ def alive(group):
   return found
 
 
+def running(process):
+  """Whether a process is there and no zombie."""
+  try:
+    with open("/proc/%d/stat" % process) as stream:
+      return stream.read().rpartition(")")[2].split()[0] not in "ZX"
+  except OSError:
+    return False
+
+
 def wait_for_end(group):
   """Waits until a process group has ended; five minutes at most."""
   deadline = time.time() + 300

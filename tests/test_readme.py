@@ -62,7 +62,7 @@ RECORDS = ["data/%s/final_tfrecords_sharded/seq_128_pred_20/training/a.tfrecord"
 
 def test_every_block_is_of_a_known_kind():
   assert README.count("\n```") == 2 * len(
-      blocks("bash") + blocks("ini")), "use ```bash or ```ini"
+      blocks("bash") + blocks("ini") + blocks("nginx")), "what language?"
   for block in blocks("bash"):
     assert re.match(r"(dry run|not run: .+|)$", block.mark), block
   marks = re.findall(r"<!-- test: .*", README)

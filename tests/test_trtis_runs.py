@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 
 import pytest
 
+import processes
 import runners
 import trtis_server
 
@@ -78,15 +80,15 @@ def only(results, pattern):
 
 
 def still_serving(results):
-  """Ids of processes that serve a folder's models."""
+  """Ids of the launcher and its watchdog that serve a folder's models."""
   found = []
   for folder in pathlib.Path("/proc").glob("[0-9]*"):
     try:
       line = (folder / "cmdline").read_text()
-      state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
       continue
-    if str(results) in line and "trtis_models" in line and state not in "ZX":
+    if (str(results) in line and "launch_local.py" in line
+        and processes.running(int(folder.name))):
       found.append(int(folder.name))
   return found
 
@@ -141,10 +143,13 @@ def test_nothing_is_left_after_an_end_from_outside(
     assert process.poll() is None and time.time() < deadline, (
         tmp_path / "said").read_text()
     time.sleep(0.05)
+  server = int(re.search(r"ready: .*\(process (\d+)\)",
+                         (tmp_path / "said").read_text()).group(1))
+  assert processes.running(server)
   process.send_signal(number)
   status = process.wait(60)
   assert status == (128 + number if number == signal.SIGTERM else -number)
-  while still_serving(tmp_path):
+  while still_serving(tmp_path) or processes.running(server):
     assert time.time() < deadline
     time.sleep(0.05)
 
