@@ -85,10 +85,9 @@ def _check(status, report, log):
 
 def _say(report):
   LOGGER.info(
-      "in ONNX: the largest difference from TensorFlow is %.2g of the largest "
-      "logit (at most %g), in %d sequences of all lengths",
-      report["difference"] / report["largest_logit"], report["tolerance"],
-      report["sequences"])
+      "in ONNX: %(difference).2g apart from TensorFlow where the largest logit "
+      "is %(largest_logit).2g (at most %(tolerance)g of it), in %(sequences)d "
+      "sequences of all lengths", report)
 
 
 def convert(saved_model_dir, onnx_path, float16, *, vocab_size,
