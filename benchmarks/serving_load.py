@@ -7,8 +7,8 @@ First asks for some windows one by one. Then all clients ask for them, each the
 next one as soon as it has a reply, and every reply is compared with the first
 one to the same window. Windows whose logits are alike are left out, so that a
 reply to another request shows. With --server_pid the memory of that process and
-its children is looked at each second, as the mean of the second quarter of the
-time (the first one is warming up) and of the last.
+its children is looked at, each second or 40 times, as the mean of the second
+quarter of the time (the first one is warming up) and of the last.
 
 The last line tells what was found; status 1 if a request was lost, a reply was
 wrong, or memory has grown by more than --memory_growth percent.
@@ -147,7 +147,8 @@ class _Load(object):
       self.wrong += 1
     # Here and not in a pause: under load the queue of jobs is never full.
     now = time.monotonic()
-    if self._options.server_pid and now - self._sampled >= 1:
+    pause = min(1, self._options.seconds / 40)
+    if self._options.server_pid and now - self._sampled >= pause:
       self._sampled = now
       self.memory.append(_memory(self._options.server_pid))
 

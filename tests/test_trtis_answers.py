@@ -244,6 +244,6 @@ def test_load(tuned, up, clients, seconds, growth):
       timeout=600)
   assert done.returncode == 0, done.stdout + done.stderr
   line = done.stdout.splitlines()[-1]
-  assert "; 0 lost, 0 wrong; memory " in line
+  assert "; 0 lost, 0 wrong; memory " in line, line
   asked = int(line.split(" s: ")[1].split()[0])
   assert up.counts()[0] - before > asked > clients
