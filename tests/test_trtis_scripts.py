@@ -163,7 +163,7 @@ def test_the_container_s_command(machine):
       "--health-interval=10s", "--health-timeout=5s",
       "--health-start-period=120s", "--gpus", "all", "--env",
       "NVIDIA_VISIBLE_DEVICES=all", IMAGE, "tritonserver",
-      "--model-repository=/models"]
+      "--model-repository=/models", "--disable-auto-complete-config"]
 
 
 def test_the_container_s_options(machine):
