@@ -116,6 +116,14 @@ def test_utils_import_only_core_and_utils():
     assert tops <= CORE | {"utils"} | allowed, path
 
 
+def test_serving_takes_nothing_of_the_suite():
+  """The server's Python has its own environment and no checkout."""
+  paths = sorted((ROOT / "serving").rglob("*.py"))
+  assert paths
+  for path in paths:
+    assert not local(path), path
+
+
 def test_encoder_is_taken_through_modeling():
   users = [path for path in sources() if path.parent.name != "encoder"
            and any(n.split(".")[0] == "encoder" for n in local(path))]
