@@ -37,7 +37,7 @@ BACKENDS = ("tensorflow", "onnxruntime")
 SERVICES = ("http", "grpc", "metrics")
 # What clients have no need of and could do harm with: writing the log to any
 # file, mapping memory. It takes a header made up anew for each start.
-FORBIDDEN = "logging,trace,model-repository,shared-memory"
+FORBIDDEN = "logging,trace,shared-memory"
 # Seconds for requests under way at the end; until all is killed then, and if
 # models are still being loaded.
 GRACE, PATIENCE, IMPATIENCE = 10, 20, 2
