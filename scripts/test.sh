@@ -5,12 +5,12 @@
 #   bash scripts/test.sh --stack tf2 tests/test_modeling.py -k gelu
 #   bash scripts/test.sh --slow         # also the tests that take minutes
 #
-# Sets up first (scripts/setup.sh --with_tests, and scripts/trtis/setup.sh: tests
-# start a real server). Expect ten to twenty minutes a stack on two cores; the
-# stacks run in turn, since both use all cores: as many test files at once as
-# there are cores and one more, up to four (-n 0 after the options runs one after
-# the other). What would show the same on both is tested once. A closing table
-# tells how each stack went; the exit status is 0 if all of them passed.
+# Sets up first (scripts/setup.sh --with_tests and scripts/trtis/setup.sh, since
+# tests start a real server). Expect ten to twenty minutes a stack on two cores;
+# the stacks run in turn, since both use all cores: as many test files at once
+# as there are cores and one more, up to four (-n 0 after the options runs one
+# after the other). What would show the same on both is tested once. A closing
+# table tells how each stack went; the exit status is 0 if all of them passed.
 set -euo pipefail
 
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
