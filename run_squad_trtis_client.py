@@ -31,8 +31,6 @@ from utils.errors import run_main
 from utils.errors import UserError
 from utils.logs import LOGGER
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
 
 class ClientConfig(NamedTuple):
   """Every setting of the client; see the flags for their meaning."""
@@ -222,12 +220,19 @@ def _output(config):
     yield
 
 
-def _interrupt(*unused):
-  """Ends the asking; what there is is then kept, in a few seconds."""
-  # A second signal, such as timeout(1) sends at once, must not cut that short.
-  for number in _SIGNALS:
-    signal.signal(number, signal.SIG_IGN)
-  raise KeyboardInterrupt
+class _Interrupt(object):
+  """Ends the asking at a signal; what there is is then kept, in seconds.
+
+  A second signal, such as timeout(1) sends at once, does not cut that short.
+  """
+
+  def __init__(self):
+    self._came = False
+
+  def __call__(self, *unused):
+    if not self._came:
+      self._came = True
+      raise KeyboardInterrupt
 
 
 def _answer(session):
@@ -248,8 +253,9 @@ def main(unused_argv):
   """Does what the flags ask for."""
   config = config_from_flags()
   logs.set_up(flags.FLAGS.log_file)
-  for number in _SIGNALS:
-    signal.signal(number, _interrupt)
+  interrupt = _Interrupt()
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, interrupt)
   target, model = connect(config)
   config = settled(config, model)
   tokenizer = squad_task.load_tokenizer(
