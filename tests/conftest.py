@@ -14,7 +14,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 _LONGEST = ["tests/test_%s.py" % name for name in (
     "run_pretraining", "long_runs", "readme", "rank_kills", "ranks", "setup",
     "two_stacks", "preprocessing", "kills", "ranks_squad", "run_squad",
-    "layouts", "padding", "full_disk", "trtis_server", "trtis_runs",
+    "trtis_runs", "trtis_server", "trtis_answers", "onnx_export",
+    "serving_figures", "onnx_served", "layouts", "padding", "full_disk",
     "checkpoints")]
 
 
