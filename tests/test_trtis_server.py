@@ -382,7 +382,7 @@ def ask_slow(server, answers):
 
 @pytest.mark.once
 @pytest.mark.parametrize("number, finishes", [
-    (signal.SIGINT, True), (signal.SIGTERM, True), (signal.SIGKILL, False)])
+    (signal.SIGINT, True), (signal.SIGKILL, False)])
 def test_nothing_is_left_whatever_ends_the_launcher(slow, number, finishes):
   with trtis_server.server(slow) as server:
     assert len(server.processes()) == 2
