@@ -6,10 +6,10 @@
 Each folder holds predictions.json and nbest_predictions.json. Prints how many
 answers and n-best lists (texts and their order) differ, how many of these lists
 have the same texts and differ by ties alone, and the largest difference of a
-logit. A tie is answers that have changed places and whose scores (the sum of two
-logits) are as near as two logits' tolerance. Exits with 0 if answers and lists
-are the same but for ties and no logit differs by more than the tolerance, else
-with 1.
+logit. A tie is answers that have changed places and whose scores (the sum of
+two logits) are as near as two logits' tolerance. Exits with 0 if answers and
+lists are the same but for ties and no logit differs by more than the tolerance,
+else with 1.
 """
 
 import argparse
