@@ -260,10 +260,10 @@ def model_fn(features, labels, mode, params):
                                log_losses=config.report_loss)
   mlm, nsp = outputs_of(features, bert_config, False,
                         training.inference_options(params))
-  training.check_restored(params)
   return tf.estimator.EstimatorSpec(
       mode=mode, loss=weighted_mean(mlm) + weighted_mean(nsp),
       eval_metric_ops=eval_metrics(mlm, nsp),
+      scaffold=training.restoring(params),
       evaluation_hooks=training.inference_hooks())
 
 

@@ -245,11 +245,12 @@ def model_fn(features, labels, mode, params):
         "span_loss": tf.size(features["start_positions"])})
   start_logits, end_logits = logits_of(features, bert_config, False,
                                        training.inference_options(params))
-  training.check_restored(params)
-  return tf.estimator.EstimatorSpec(mode=mode, predictions={
-      "unique_ids": features["unique_ids"],
-      "start_logits": start_logits, "end_logits": end_logits},
-                                    prediction_hooks=training.inference_hooks())
+  return tf.estimator.EstimatorSpec(
+      mode=mode, predictions={
+          "unique_ids": features["unique_ids"],
+          "start_logits": start_logits, "end_logits": end_logits},
+      scaffold=training.restoring(params),
+      prediction_hooks=training.inference_hooks())
 
 
 def input_fn(source, batch_size, seq_length, is_training, batches_a_step=1):

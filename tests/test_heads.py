@@ -416,7 +416,7 @@ def test_training_computes_on_tokens_alone_by_kernels(tmp_path, runner, layout):
 
 @each_layout
 def test_prediction_graph_gives_the_logits(tmp_path, monkeypatch, layout):
-  monkeypatch.setattr(training, "check_restored", lambda params: None)
+  monkeypatch.setattr(training, "restoring", lambda params: None)
 
   def predicted(features):
     spec = run_squad.model_fn(
@@ -439,7 +439,7 @@ def test_prediction_graph_gives_the_logits(tmp_path, monkeypatch, layout):
 
 @each_layout
 def test_evaluation_graph(tmp_path, monkeypatch, layout):
-  monkeypatch.setattr(training, "check_restored", lambda params: None)
+  monkeypatch.setattr(training, "restoring", lambda params: None)
 
   def evaluated(features):
     spec = run_pretraining.model_fn(

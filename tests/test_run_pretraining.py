@@ -14,6 +14,8 @@ import tensorflow.compat.v1 as tf
 
 import run_pretraining
 import runners
+from utils import checkpoints
+from utils import convert_checkpoint
 from utils import input_pipeline
 from utils import metrics
 from utils import record_checks
@@ -130,6 +132,27 @@ def test_eval_results(trained):
   assert 0 < float(found["masked_lm_accuracy"]) <= 1
   evaluation = rows(output, "eval")[-1]
   assert evaluation["masked_lm_loss"] == float(found["masked_lm_loss"])
+
+
+def weights_alone(output, folder):
+  """Returns a checkpoint of a run's newest weights, without step and slots."""
+  prefix = str(folder / "model.ckpt")
+  convert_checkpoint.write_checkpoint(
+      prefix, convert_checkpoint.read_checkpoint(
+          checkpoints.latest(str(output))))
+  return prefix
+
+
+def test_weights_alone_are_enough_to_evaluate(place, trained, tmp_path):
+  result = runners.call("run_pretraining", settings(
+      place, tmp_path / "out", do_train=None, do_eval=True, max_eval_steps=50,
+      init_checkpoint=weights_alone(trained[0], tmp_path)))
+  assert result.status == 0, result.err
+  found, expected = [
+      (folder / "eval_results.txt").read_text().splitlines()
+      for folder in (tmp_path / "out", trained[0])]
+  assert "global_step = 0" in found
+  assert set(found) - set(expected) == {"global_step = 0"}
 
 
 def test_held_out_records_are_what_is_evaluated(place, trained, tmp_path):

@@ -18,6 +18,7 @@ from test_run_pretraining import kill_when
 from test_run_pretraining import rows
 from test_run_pretraining import same_weights
 from test_run_pretraining import weights
+from test_run_pretraining import weights_alone
 from utils import squad_task
 
 WORDS = ("the is in who where lives works with and a house city named old "
@@ -160,6 +161,16 @@ def test_prediction_from_another_folder_is_the_same(place, trained):
   assert result.status == 0, result.err
   for name in ("predictions.json", "eval_results.txt"):
     assert (output / name).read_bytes() == (trained[0] / name).read_bytes()
+
+
+def test_weights_alone_are_enough_to_predict(place, trained, tmp_path):
+  """What others publish has no step, no slots and no position."""
+  result = runners.call("run_squad", settings(
+      place, tmp_path / "out", do_train=None, train_file=None,
+      init_checkpoint=weights_alone(trained[0], tmp_path)))
+  assert result.status == 0, result.err
+  assert (tmp_path / "out" / "predictions.json").read_bytes() == (
+      trained[0] / "predictions.json").read_bytes()
 
 
 def test_killed_and_resumed_is_the_same_run(place):

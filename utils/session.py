@@ -85,9 +85,26 @@ def _missing_from(prefix, variables):
   return missing
 
 
-def check_complete(prefix):
-  """Raises UserError unless `prefix` holds every weight of this graph."""
-  _missing_from(prefix, tf.trainable_variables())
+def inference_scaffold(prefix):
+  """Returns a Scaffold that restores `prefix`, which may know of no step.
+
+  Published weights do not; Estimator's own saver would end in a traceback.
+
+  Args:
+    prefix: checkpoint.
+
+  Raises:
+    UserError: unless it holds every weight of this graph.
+  """
+  variables = tf.global_variables()
+  missing = _missing_from(prefix, variables)
+  # These are initialized with what metrics add to the graph later on.
+  for variable in missing:
+    tf.add_to_collection(tf.GraphKeys.LOCAL_VARIABLES, variable)
+  restored = [v for v in variables if v not in set(missing)]
+  return tf.train.Scaffold(
+      saver=tf.train.Saver(restored),
+      ready_for_local_init_op=tf.report_uninitialized_variables(restored))
 
 
 def training_scaffold(prefix):

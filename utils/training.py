@@ -114,13 +114,15 @@ def checkpoint_to_use(config):
       "first, or name one" % config.output_dir)
 
 
-def check_restored(params):
-  """Raises UserError unless the checkpoint holds every weight of the graph.
+def restoring(params):
+  """Returns a Scaffold that restores the checkpoint; None but on rank 0.
 
-  Only rank 0 restores one.
+  Raises:
+    UserError: unless the checkpoint holds every weight of the graph.
   """
-  if replica.is_chief():
-    session.check_complete(params["checkpoint"])
+  if not replica.is_chief():
+    return None
+  return session.inference_scaffold(params["checkpoint"])
 
 
 def _seeded(seed):
