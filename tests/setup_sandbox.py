@@ -167,6 +167,8 @@ def function(call, path="", env=None):
 
 def executable(path, text):
   path.parent.mkdir(parents=True, exist_ok=True)
+  if path.is_symlink():
+    path.unlink()  # never write to what it leads to, a tool of this machine
   path.write_text(text)
   path.chmod(0o755)
   return path

@@ -96,7 +96,9 @@ def test_fingerprint_changes_with_every_version(repository):
   assert again == seen[1]
 
 
-def test_one_configuration_for_all_versions(repository, caplog):
+def test_one_configuration_for_all_versions(repository, caplog, monkeypatch):
+  # A test before may have set up the log of a program.
+  monkeypatch.setattr(model_repository.LOGGER, "propagate", True)
   put(repository, 1)
   for changes in (dict(seq_length=64), dict(platform=model_config.ONNX),
                   dict(parameters={"vocab_sha256": "b2"}),
