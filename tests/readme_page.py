@@ -119,6 +119,12 @@ NOT_RUN = {
         "--batch_size 8",
         "bash scripts/trtis/generate_figures.sh base 128 fp16 "
         "results/my_squad"],
+    "it measures for four minutes": [
+        "bash scripts/trtis/generate_figures.sh minilm 128 fp32 "
+        "results/minilm_squad --stack tf2 --batch_sizes 1,8 "
+        "--dyn_batching_delays 5 --engine_counts 1,2 --concurrencies 1,4,16 "
+        "--measurement_interval 2000 --stability_percentage 20 --max_trials 5 "
+        "--max_latency 1000 --predict_file data/squad/v1.1/dev-v1.1.json"],
     "it needs a sweep": [
         ".venv/client/bin/python benchmarks/serving_figures.py "
         "results/my_sweep --max_latency 100"],
