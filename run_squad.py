@@ -30,6 +30,7 @@ from utils import order
 from utils import replica
 from utils import run_folder
 from utils import runner_flags
+from utils import squad_flags
 from utils import squad_score
 from utils import squad_task
 from utils import stopwatch
@@ -102,13 +103,8 @@ def define_flags():
   """Declares the command line."""
   runner_flags.define_common(
       learning_rate=5e-6, train_batch_size=8, max_seq_length=384)
-  flags.DEFINE_string("vocab_file", None, "The model's vocabulary.")
+  squad_flags.define()
   flags.DEFINE_string("train_file", None, "SQuAD JSON to train on.")
-  flags.DEFINE_string("predict_file", None, "SQuAD JSON to answer.")
-  flags.DEFINE_string(
-      "cache_dir", None,
-      "Where features are kept for later runs; default: $RESULTS_DIR/cache, "
-      "else <output_dir>/cache.")
   flags.DEFINE_bool(
       "do_lower_case", True,
       "Lower-case the text; if not given, what the vocabulary is made for.")
@@ -119,23 +115,10 @@ def define_flags():
   flags.DEFINE_float(
       "warmup_proportion", 0.1, "Share of the steps with rising rate.")
   flags.DEFINE_integer(
-      "doc_stride", 128, "Word pieces between windows of a long paragraph.")
-  flags.DEFINE_integer(
-      "max_query_length", 64, "Word pieces of a question; the rest is cut.")
-  flags.DEFINE_integer(
-      "max_answer_length", 30, "Longest answer, in word pieces.")
-  flags.DEFINE_integer("n_best_size", 20, "Answers in the n-best list.")
-  flags.DEFINE_float(
-      "null_score_diff_threshold", 0.0,
-      "v2.0: no answer if null score - best score is above this.")
-  flags.DEFINE_bool(
-      "version_2_with_negative", False, "v2.0: some have no answer.")
-  flags.DEFINE_integer(
       "num_eval_iterations", None,
       "Stop prediction after so many batches (to measure speed).")
   flags.DEFINE_bool(
       "length_grouping", False, "Train on batches of similar length.")
-  flags.DEFINE_bool("verbose_logging", False, "Say why text is not aligned.")
   export_flags.define()
 
 

@@ -25,6 +25,7 @@ from utils import serving_logits
 from utils import serving_model
 from utils import serving_prompt
 from utils import squad_data
+from utils import squad_flags
 from utils import squad_score
 from utils import squad_task
 from utils.errors import run_main
@@ -64,37 +65,19 @@ class ClientConfig(NamedTuple):
 def define_flags():
   """Declares the command line."""
   _define_server_flags()
-  flags.DEFINE_string("vocab_file", None, "The model's vocabulary.")
+  squad_flags.define()
   flags.DEFINE_bool(
       "do_lower_case", None, "Lower-case the text; if not given, as the model "
       "was exported, else what the vocabulary is made for.")
-  flags.DEFINE_string("predict_file", None, "SQuAD JSON to answer.")
   flags.DEFINE_string("question", None, "One question, with --context.")
   flags.DEFINE_string(
       "context", None, "The passage that answers --question, or, with "
       "--interactive, those that are typed.")
   flags.DEFINE_bool("interactive", False, "Answer what is typed.")
   flags.DEFINE_string("output_dir", None, "Folder of the answers.")
-  flags.DEFINE_string(
-      "cache_dir", None,
-      "Where features are kept for later runs; default: $RESULTS_DIR/cache, "
-      "else <output_dir>/cache.")
   flags.DEFINE_integer(
       "max_seq_length", None, "Word pieces of a feature, with [CLS] and [SEP]; "
       "if not given, what the model takes, else 384.")
-  flags.DEFINE_integer(
-      "doc_stride", 128, "Word pieces between windows of a long paragraph.")
-  flags.DEFINE_integer(
-      "max_query_length", 64, "Word pieces of a question; the rest is cut.")
-  flags.DEFINE_integer(
-      "max_answer_length", 30, "Longest answer, in word pieces.")
-  flags.DEFINE_integer("n_best_size", 20, "Answers in the n-best list.")
-  flags.DEFINE_float(
-      "null_score_diff_threshold", 0.0,
-      "v2.0: no answer if null score - best score is above this.")
-  flags.DEFINE_bool(
-      "version_2_with_negative", False, "v2.0: some have no answer.")
-  flags.DEFINE_bool("verbose_logging", False, "Say why text is not aligned.")
   flags.DEFINE_string("log_file", None, "File that gets all log lines.")
 
 

@@ -120,10 +120,7 @@ put_back() {
 replace_environment() {
   : > "$log"
   choose_interpreter
-  [[ ! -f $stamp ]] || rm -rf -- "$venv.old"
-  trap put_back EXIT   # before the move, else a signal here would leave it so
-  [[ ! -f $stamp ]] || mv -- "$venv" "$venv.old"
-  rm -rf -- "$venv"
+  set_aside
   make_environment "$interpreter"
 }
 

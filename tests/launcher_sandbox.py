@@ -189,3 +189,14 @@ def checkout(site, tmp_path):
   del site.env["BERT_PYTHON"]
   shutil.copytree(str(SCRIPTS), str(tmp_path / "checkout" / "scripts"))
   return tmp_path / "checkout"
+
+
+@pytest.fixture
+def clients(site):  # pylint: disable=redefined-outer-name
+  """A site whose environment of clients is a stand-in."""
+  python = site.home / "venv" / "client" / "bin" / "python"
+  python.parent.mkdir(parents=True)
+  write_program(python, "#!/bin/sh\nexit 1\n")
+  (site.home / "venv" / "client" / "setup-stamp").touch()
+  site.env["BERT_VENV_DIR"] = str(site.home / "venv")
+  return site

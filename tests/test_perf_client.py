@@ -17,6 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 # pylint: disable=wrong-import-position
 from benchmarks import perf_client
 from benchmarks import perf_points
+from launcher_sandbox import clients  # pylint: disable=unused-import
 from launcher_sandbox import one_line
 from launcher_sandbox import site  # pylint: disable=unused-import
 from launcher_sandbox import write_program
@@ -326,17 +327,6 @@ def test_one_csv_of_several():
 
 
 # --- launcher ----------------------------------------------------------------
-
-
-@pytest.fixture
-def clients(site):  # pylint: disable=redefined-outer-name
-  """A site whose environment of clients is a stand-in."""
-  python = site.home / "venv" / "client" / "bin" / "python"
-  python.parent.mkdir(parents=True)
-  write_program(python, "#!/bin/sh\nexit 1\n")
-  (site.home / "venv" / "client" / "setup-stamp").touch()
-  site.env["BERT_VENV_DIR"] = str(site.home / "venv")
-  return site
 
 
 def test_launcher_by_position(clients):

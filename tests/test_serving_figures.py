@@ -23,9 +23,9 @@ from benchmarks import perf_client
 from benchmarks import perf_points
 from benchmarks import serving_figures
 from benchmarks import serving_sweep
+from launcher_sandbox import clients  # pylint: disable=unused-import
 from launcher_sandbox import one_line
 from launcher_sandbox import site  # pylint: disable=unused-import
-from launcher_sandbox import write_program
 from matplotlib import pyplot
 from utils import model_config
 from utils.errors import UserError
@@ -333,17 +333,6 @@ def test_caption_says_machine_and_model(tmp_path):
 
 
 # --- launcher ----------------------------------------------------------------
-
-
-@pytest.fixture
-def clients(site):  # pylint: disable=redefined-outer-name
-  """A site whose environment of clients is a stand-in."""
-  python = site.home / "venv" / "client" / "bin" / "python"
-  python.parent.mkdir(parents=True)
-  write_program(python, "#!/bin/sh\nexit 1\n")
-  (site.home / "venv" / "client" / "setup-stamp").touch()
-  site.env["BERT_VENV_DIR"] = str(site.home / "venv")
-  return site
 
 
 def dry(site, *words):  # pylint: disable=redefined-outer-name

@@ -179,3 +179,11 @@ make_environment() {
     die "$1 cannot make an environment (log: $log)"
   install_list "$(requirements_file)"
 }
+
+# Makes room for a new environment. What was whole before is kept beside it.
+set_aside() {
+  [[ ! -f $stamp ]] || rm -rf -- "$venv.old"
+  trap put_back EXIT   # before the move, else a signal here would leave it so
+  [[ ! -f $stamp ]] || mv -- "$venv" "$venv.old"
+  rm -rf -- "$venv"
+}

@@ -81,10 +81,7 @@ bring_up() {
   fi
   : > "$log"
   choose_serving_python
-  [[ ! -f $stamp ]] || rm -rf -- "$venv.old"
-  trap put_back EXIT   # before the move, else a signal here would leave it so
-  [[ ! -f $stamp ]] || mv -- "$venv" "$venv.old"
-  rm -rf -- "$venv"
+  set_aside
   make_environment "$interpreter"
   unpack_triton
   write_serving_stamp
