@@ -32,6 +32,8 @@ from utils.errors import run_main
 from utils.errors import UserError
 from utils.logs import LOGGER
 
+_BATCH_SIZE = 8
+
 
 class ClientConfig(NamedTuple):
   """Every setting of the client; see the flags for their meaning."""
@@ -54,7 +56,7 @@ class ClientConfig(NamedTuple):
   n_best_size: int
   null_score_diff_threshold: float
   version_2_with_negative: bool
-  batch_size: int
+  batch_size: Optional[int]
   concurrency: int
   max_retries: int
   request_timeout: float
@@ -89,7 +91,9 @@ def _define_server_flags():
   flags.DEFINE_enum("protocol", "grpc", ["grpc", "http"], "How to ask.")
   flags.DEFINE_string("trtis_model_name", "bert", "Name of the model.")
   flags.DEFINE_integer("trtis_model_version", 1, "Version of the model.")
-  flags.DEFINE_integer("batch_size", 8, "Features a request, at most.")
+  flags.DEFINE_integer(
+      "batch_size", None, "Features a request, at most; if not given, %d, or "
+      "what the model takes if that is less." % _BATCH_SIZE)
   flags.DEFINE_alias("predict_batch_size", "batch_size")
   flags.DEFINE_integer("concurrency", 8, "Requests in flight, at most.")
   flags.DEFINE_integer(
@@ -169,6 +173,7 @@ def settled(config, model):
     lower_case = tokenization.infer_lower_case(config.vocab_file)
   config = config._replace(
       do_lower_case=lower_case,
+      batch_size=config.batch_size or min(_BATCH_SIZE, model.max_batch_size),
       max_seq_length=config.max_seq_length or model.seq_length or 384)
   serving_model.check(model, config, files.sha256_of_file(config.vocab_file))
   squad_task.check_room(config.max_seq_length, config.max_query_length)

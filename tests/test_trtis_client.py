@@ -470,6 +470,16 @@ def test_another_kind_of_model(place, server, tmp_path, change, words):
   assert words in error(client(place, server, tmp_path), 1)
 
 
+@pytest.mark.parametrize("largest, used", [(3, 3), (16, 8)])
+def test_batches_fit_the_model_unless_told(place, server, tmp_path, expected,
+                                           largest, used):
+  server.config["max_batch_size"] = largest
+  done = client(place, server, tmp_path, batch_size=None)
+  assert done.returncode == 0, done.stderr
+  assert row(tmp_path)["batch_size"] == used
+  check_answers(tmp_path, expected)
+
+
 def test_a_model_of_any_length(place, server, tmp_path, expected):
   for tensor in server.config["input"][1:] + server.config["output"]:
     tensor["dims"] = [-1]
