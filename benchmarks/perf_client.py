@@ -12,14 +12,18 @@ with the server's own counts of sentences and executions) and perf_analyzer.log.
 
 import argparse
 from concurrent import futures
+import contextlib
+import http.client
 import json
 import logging
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
 import urllib.error
+import urllib.parse
 import urllib.request
 from typing import NamedTuple
 
@@ -32,6 +36,7 @@ from benchmarks import perf_points
 from utils import errors
 from utils import files
 from utils import logs
+from utils import serving_model
 from utils import signature
 from utils import squad_data
 from utils.errors import UserError
@@ -73,7 +78,8 @@ class Server(object):
   """A Triton server and the model on it, asked over HTTP.
 
   Attributes:
-    model, version: str.
+    model: str, its name.
+    version: int.
     grpc, http: str, host:port.
   """
 
@@ -92,21 +98,28 @@ class Server(object):
     Raises:
       UserError: if the server or the model is not there.
     """
-    url = "http://%s/v2/models/%s/versions/%s%s" % (
-        self.http, self.model, self.version, what)
+    url = "http://%s/v2/models/%s/versions/%d%s" % (
+        self.http, urllib.parse.quote(self.model, safe=""), self.version, what)
     try:
       # No proxy lies between a client and its server.
       opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
       with opener.open(url, body, timeout=_LONGEST) as stream:
-        return json.loads(stream.read().decode("utf-8"))
+        reply = json.loads(stream.read().decode("utf-8"))
+        if not isinstance(reply, dict):
+          raise ValueError(reply)
+        return reply
     except urllib.error.HTTPError as error:
       raise UserError(
-          "the server at %s does not serve version %s of the model %s (%s): "
+          "the server at %s does not serve version %d of the model %s (%s): "
           "export it there, or name another with --model_name and "
           "--model_version" % (self.http, self.version, self.model,
-                               errors.one_line(error.read().decode(
-                                   "utf-8", "replace"))[:200] or error))
-    except (OSError, ValueError) as error:
+                               _words(error) or error))
+    except (http.client.HTTPException, ValueError) as error:
+      raise UserError(
+          "what answers at %s is no Triton server over HTTP (%s): give its "
+          "--server_hostname and --http_port" % (
+              self.http, errors.one_line(repr(error))[:200]))
+    except OSError as error:
       raise UserError(
           "no server answers at %s (%s): start one (scripts/trtis/"
           "launch_server.sh) or give --server_hostname and --http_port"
@@ -126,42 +139,50 @@ class Server(object):
     found = self.get("/stats")["model_stats"][0]
     return int(found["inference_count"]), int(found["execution_count"])
 
-  def seq_length(self):
-    """Returns the tokens of a sequence; UserError if it is no such model."""
-    tensors = {t["name"]: t["shape"] for t in self.get()["inputs"]}
-    if set(tensors) != set(signature.INPUTS):
+  def describe(self):
+    """Returns the serving_model.Model; UserError if it cannot be measured."""
+    model = serving_model.model_of(self.get("/config"), self.model,
+                                   self.version, self.http)
+    if not model.seq_length:
       raise UserError(
-          "the model %s takes %s and not %s: it is no BERT for SQuAD"
-          % (self.model, ", ".join(sorted(tensors)),
-             ", ".join(sorted(signature.INPUTS))))
-    return int(tensors["input_ids"][-1])
+          "the model %s takes sequences of any length, but windows are made of "
+          "one: write it into the dims of its config.pbtxt" % self.model)
+    return model
 
   def check_batch(self, batch_size):
     """Raises UserError if a request may not have so many sentences."""
-    largest = int(self.get("/config").get("max_batch_size", 0))
+    largest = self.describe().max_batch_size
     if batch_size > largest:
       raise UserError("--batch_size=%d: the model %s takes %d sentences a "
                       "request at most" % (batch_size, self.model, largest))
 
-  def vocabulary(self, candidates):
-    """Returns (path, do_lower_case) of the vocabulary the model was made with.
 
-    Args:
-      candidates: list of paths; those that are no file do not count.
+def _words(error):
+  """Returns the beginning of what came with an HTTPError, "" if nothing."""
+  with contextlib.suppress(OSError, http.client.HTTPException):
+    return errors.one_line(error.read().decode("utf-8", "replace"))[:200]
+  return ""
 
-    Raises:
-      UserError: if none of them is it.
-    """
-    said = self.get("/config").get("parameters", {})
-    said = {name: value["string_value"] for name, value in said.items()}
-    lower = said.get("do_lower_case", "true") == "true"
-    for path in candidates:
-      if (os.path.isfile(path) and said.get("vocab_sha256")
-          in (None, files.sha256_of_file(path))):
-        return path, lower
-    raise UserError(
-        "--vocab_file: the model %s was made with another vocabulary than %s: "
-        "name its vocab.txt" % (self.model, " and ".join(candidates)))
+
+def vocabulary(model, candidates):
+  """Returns (path, do_lower_case) of the vocabulary a model was made with.
+
+  Args:
+    model: serving_model.Model.
+    candidates: list of paths; those that are no file do not count.
+
+  Raises:
+    UserError: if none of them is it.
+  """
+  for path in candidates:
+    if (os.path.isfile(path) and model.vocab_sha256
+        in (None, files.sha256_of_file(path))):
+      lower = model.do_lower_case
+      return path, (tokenization.infer_lower_case(path) if lower is None
+                    else lower)
+  raise UserError(
+      "--vocab_file: the model %s was made with another vocabulary than %s: "
+      "name its vocab.txt" % (model.name, " and ".join(candidates)))
 
 
 # --- requests ----------------------------------------------------------------
@@ -181,8 +202,9 @@ def write_inputs(path, server, predict_file, vocab_files, doc_stride):
   Returns:
     int, how many windows there are, `MOST_WINDOWS` at most.
   """
-  length = server.seq_length()
-  vocab_file, lower = server.vocabulary(vocab_files)
+  model = server.describe()
+  length = model.seq_length
+  vocab_file, lower = vocabulary(model, vocab_files)
   settings = squad_data.FeatureSettings(
       length, doc_stride or min(length // 2, 128),
       min(64, max(1, length // 4)), lower, "")
@@ -208,7 +230,7 @@ def write_inputs(path, server, predict_file, vocab_files, doc_stride):
 
 def _command(server, load, inputs, concurrency, *more):
   address = server.grpc if load.protocol == "grpc" else server.http
-  return [load.analyzer, "-m", server.model, "-x", server.version,
+  return [load.analyzer, "-m", server.model, "-x", str(server.version),
           "-u", address, "-i", load.protocol, "-b", str(load.batch_size),
           "--input-data", inputs, "--concurrency-range", str(concurrency),
           "--async", "--max-threads", str(load.max_client_threads)
@@ -409,6 +431,11 @@ def load_of(options, batch_size):
               options.stability_percentage, options.max_trials)
 
 
+def end_on_sigterm():
+  """Has SIGTERM end the program by way of what ends its children."""
+  signal.signal(signal.SIGTERM, lambda *unused: sys.exit(143))
+
+
 def run(options):
   """Measures a running server and writes what it found."""
   folder = files.require_output_dir(options.output_dir, "output_dir")
@@ -452,7 +479,7 @@ def main(argv=None):
       description="Measures a Triton server with perf_analyzer.")
   load_arguments(parser)
   parser.add_argument("--model_name", default="bert")
-  parser.add_argument("--model_version", default="1")
+  parser.add_argument("--model_version", type=whole, default=1)
   parser.add_argument("--batch_size", type=whole, default=1)
   parser.add_argument("--max_concurrency", type=whole, default=50)
   parser.add_argument("--concurrencies", type=whole_list,
@@ -460,7 +487,9 @@ def main(argv=None):
   parser.add_argument("--server_hostname", default="localhost")
   parser.add_argument("--http_port", type=whole, default=8000)
   parser.add_argument("--grpc_port", type=whole, default=8001)
-  errors.guard(run, parser.parse_args(argv))
+  options = parser.parse_args(argv)
+  end_on_sigterm()
+  errors.guard(run, options)
 
 
 if __name__ == "__main__":

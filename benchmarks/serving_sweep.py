@@ -41,7 +41,7 @@ from utils import model_config
 from utils.errors import UserError
 
 _LOGGER = logging.getLogger("bert")
-MODEL, VERSION = "bert", "1"
+MODEL, VERSION = "bert", 1
 _SCRIPTS = ROOT / "scripts" / "trtis"
 # Seconds: a large model on a busy machine; its end.
 _START, _END = 600, 60
@@ -161,7 +161,7 @@ def export(folder, options, largest):
                "--export_format=" + options.export_format,
                "--trtis_model_repository=" + repository,
                "--trtis_model_name=" + MODEL,
-               "--trtis_model_version=" + VERSION,
+               "--trtis_model_version=%d" % VERSION,
                "--trtis_max_batch_size=%d" % largest],
             os.path.join(work, "export.log"))
     with files.atomic_write(done) as stream:
@@ -399,7 +399,7 @@ def main(argv=None):
   """Runs the command line."""
   options = parse(argv)
   # The server is stopped on the way out.
-  signal.signal(signal.SIGTERM, lambda *unused: sys.exit(143))
+  perf_client.end_on_sigterm()
   errors.guard(run, options)
 
 

@@ -6,9 +6,13 @@ A real server is measured in test_serving_figures.py.
 import hashlib
 import http.server
 import json
+import os
 import pathlib
+import socket
+import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -21,10 +25,12 @@ from launcher_sandbox import clients  # pylint: disable=unused-import
 from launcher_sandbox import one_line
 from launcher_sandbox import site  # pylint: disable=unused-import
 from launcher_sandbox import write_program
+from utils import signature
 from utils.errors import UserError
 
 pytestmark = pytest.mark.once
-SAMPLE = pathlib.Path(__file__).resolve().parent.parent / "data" / "sample"
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SAMPLE = ROOT / "data" / "sample"
 
 # As perf_analyzer 2.51.0 writes them.
 HEAD = ("Concurrency,Inferences/Second,Client Send,Network+Server Send/Recv,"
@@ -122,14 +128,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
   def do_GET(self):  # pylint: disable=invalid-name
     server = self.server
     place = "/v2/models/bert/versions/1"
-    inputs = [{"name": name, "shape": [-1, size]} for name, size in (
-        ("unique_ids", 1), ("input_ids", 48), ("input_mask", 48),
-        ("segment_ids", 48))]
+    server.paths.append(self.path)
     server.asked += self.path.endswith("/stats")
     answers = {
-        place: {"inputs": server.inputs or inputs},
-        place + "/config": {"max_batch_size": 8,
-                            "parameters": server.parameters},
+        place + "/config": server.config,
         place + "/stats": {"model_stats": [{
             "inference_count": 8 * server.asked,
             "execution_count": 2 * server.asked}]}}
@@ -150,12 +152,26 @@ class Handler(http.server.BaseHTTPRequestHandler):
     pass
 
 
+def config_of(seq_length, **parameters):
+  """The config of a model that takes eight sentences a request."""
+  dims = dict.fromkeys(signature.INPUTS, [seq_length])
+  dims["unique_ids"] = [1]
+  return {
+      "max_batch_size": 8,
+      "input": [{"name": name, "data_type": "TYPE_INT32", "dims": size}
+                for name, size in dims.items()],
+      "output": [{"name": name, "data_type": "TYPE_FP32", "dims": [seq_length]}
+                 for name in signature.OUTPUTS],
+      "parameters": {name: {"string_value": value}
+                     for name, value in parameters.items()}}
+
+
 @pytest.fixture
 def triton():
   """A stand-in for the server, with its port as `.server_port`."""
   with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-    server.asked, server.inputs, server.parameters = 0, None, {}
-    server.posted = []
+    server.asked, server.config = 0, config_of(48)
+    server.posted, server.paths = [], []
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
@@ -165,7 +181,7 @@ def triton():
 
 def server_of(triton, **changes):
   place = dict(hostname="127.0.0.1", http_port=triton.server_port,
-               grpc_port=1, model="bert", version="1")
+               grpc_port=1, model="bert", version=1)
   place.update(changes)
   return perf_client.Server(**place)
 
@@ -275,17 +291,82 @@ def test_perf_analyzer_fails(tmp_path, triton):
 def test_server_or_model_is_not_there(triton):
   with pytest.raises(UserError, match="does not serve version 7 of the model "
                                       "bert .*unknown model"):
-    server_of(triton, version="7").seq_length()
+    server_of(triton, version=7).describe()
   with pytest.raises(UserError, match="--batch_size=9: .* takes 8 sentences"):
     server_of(triton).check_batch(9)
   server_of(triton).check_batch(8)
-  triton.inputs = [{"name": "image", "shape": [-1, 3]}]
-  with pytest.raises(UserError, match="takes image and not .*no BERT"):
-    server_of(triton).seq_length()
+  triton.config = {"input": [{"name": "image", "dims": [3]}]}
+  with pytest.raises(UserError, match="has the inputs image, but a model"):
+    server_of(triton).describe()
   triton.shutdown()
   triton.server_close()
   with pytest.raises(UserError, match="no server answers at 127.0.0.1:.*start"):
     server_of(triton).counts()
+
+
+def test_a_model_of_any_length_is_refused(triton):
+  assert server_of(triton).describe().seq_length == 48
+  triton.config = config_of(-1)
+  with pytest.raises(UserError, match="bert takes sequences of any length"):
+    server_of(triton).describe()
+
+
+def test_a_name_that_belongs_into_no_address_is_quoted(triton):
+  with pytest.raises(UserError, match="of the model a b/c.*unknown model"):
+    server_of(triton, model="a b/c").describe()
+  assert triton.paths == ["/v2/models/a%20b%2Fc/versions/1/config"]
+
+
+@pytest.mark.parametrize("reply", [
+    b"\0\0\x18\4\0\0\0\0\0\0\4\0@\0\0\0\5\0@\0\0\0\3\0\0\1\0",  # as of gRPC
+    b"", b"HTTP/1.0 200 OK\r\n\r\n[]", b"HTTP/1.0 200 OK\r\n\r\n<html>",
+    b"HTTP/1.0 200 OK\r\nContent-Length: 9\r\n\r\n{}"])
+def test_what_answers_is_no_server(reply):
+  with socket.socket() as door:
+    door.bind(("127.0.0.1", 0))
+    door.listen(1)
+
+    def answer():
+      line, _ = door.accept()
+      with line:
+        line.recv(1 << 16)
+        line.sendall(reply)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    server = perf_client.Server("127.0.0.1", door.getsockname()[1], 1, "m", 1)
+    with pytest.raises(UserError) as caught:
+      server.counts()
+    thread.join()
+  said = str(caught.value)
+  assert server.http in said and "\n" not in said
+  assert "no Triton server over HTTP" in said or not reply
+
+
+def test_sigterm_ends_perf_analyzer_too(tmp_path, triton):
+  vocab = SAMPLE / "vocab.txt"
+  program = analyzer(
+      tmp_path, "echo $$ >\"$(dirname \"$0\")/made\"\n"
+      "mv \"$(dirname \"$0\")\"/{made,pid}\nexec sleep 300\n")
+  process = subprocess.Popen(
+      [sys.executable, str(ROOT / "benchmarks" / "perf_client.py"),
+       "--output_dir=%s" % (tmp_path / "out"), "--perf_analyzer=" + program,
+       "--predict_file=%s" % (SAMPLE / "dev-v1.1.json"),
+       "--vocab_file=%s" % vocab, "--server_hostname=127.0.0.1",
+       "--http_port=%d" % triton.server_port])
+  try:
+    deadline = time.time() + 120
+    while not (tmp_path / "pid").exists():
+      assert process.poll() is None and time.time() < deadline
+      time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) == 143
+  finally:
+    process.kill()
+    process.wait()
+  # Gone and waited for: the number is nobody's.
+  with pytest.raises(ProcessLookupError):
+    os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 # --- real inputs -------------------------------------------------------------
@@ -295,10 +376,9 @@ def test_inputs_are_the_windows_of_the_questions(tmp_path, triton):
   other = tmp_path / "other.txt"
   other.write_text("[PAD]\n")
   vocab = SAMPLE / "vocab.txt"
-  triton.parameters = {
-      "do_lower_case": {"string_value": "true"},
-      "vocab_sha256": {"string_value": hashlib.sha256(
-          vocab.read_bytes()).hexdigest()}}
+  triton.config = config_of(
+      48, do_lower_case="true",
+      vocab_sha256=hashlib.sha256(vocab.read_bytes()).hexdigest())
   path = tmp_path / "inputs.json"
   count = perf_client.write_inputs(
       str(path), server_of(triton), str(SAMPLE / "dev-v1.1.json"),

@@ -98,14 +98,13 @@ def fingerprint(config):
   return _parameters(config).get("export_fingerprint")
 
 
-def describe(connection, target):
-  """Returns the Model of a `serving_client.Target`.
+def model_of(config, name, version, url):
+  """Returns the Model that a server at `url` tells the config of.
 
   Raises:
-    UserError: no server, no such model, one of another signature.
+    UserError: it is one of another signature, or takes no batches.
   """
-  config = _config(connection, target)
-  place = "model %s of the server at %s" % (target.model_name, target.url)
+  place = "model %s of the server at %s" % (name, url)
   shapes, seq_length = _check_signature(config, place)
   largest = int(config.get("max_batch_size", 0))
   if largest < 1:
@@ -113,10 +112,19 @@ def describe(connection, target):
                     "--trtis_max_batch_size=1 or more" % place)
   said = _parameters(config)
   return Model(
-      target.model_name, target.model_version, largest, seq_length, shapes,
-      said.get("vocab_sha256"),
+      name, version, largest, seq_length, shapes, said.get("vocab_sha256"),
       {"true": True, "false": False}.get(said.get("do_lower_case")),
       fingerprint(config))
+
+
+def describe(connection, target):
+  """Returns the Model of a `serving_client.Target`.
+
+  Raises:
+    UserError: no server, no such model, or as `model_of` does.
+  """
+  return model_of(_config(connection, target), target.model_name,
+                  target.model_version, target.url)
 
 
 def check(model, config, vocab_sha256):
