@@ -33,6 +33,8 @@ from utils.errors import UserError
 from utils.logs import LOGGER
 
 _BATCH_SIZE = 8
+# gRPC takes a deadline that it cannot express for one that is over.
+_LONGEST_REQUEST = 86400
 
 
 class ClientConfig(NamedTuple):
@@ -146,6 +148,9 @@ def config_from_flags():
     value = getattr(config, name)
     if value is not None and not 0 < value < float("inf"):
       raise UserError("--%s=%s: give a number above 0" % (name, value))
+  if config.request_timeout > _LONGEST_REQUEST:
+    raise UserError("--request_timeout=%g: give at most %d, a day"
+                    % (config.request_timeout, _LONGEST_REQUEST))
   for name in ("max_retries", "timeout"):
     if not getattr(config, name) >= 0:
       raise UserError("--%s=%s: give 0 or more" % (name, getattr(config, name)))

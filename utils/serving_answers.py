@@ -1,5 +1,6 @@
 """Questions answered through a server: asked, kept, reported, scored."""
 
+import contextlib
 import os
 import time
 from typing import NamedTuple
@@ -75,7 +76,8 @@ class _Asking(object):
     self.batches = [todo[i:i + size] for i in range(0, len(todo), size)]
     self._count = len(todo)
     self._saved = time.monotonic()
-    self.watch = stopwatch.Stopwatch(size)
+    # The first reply is one of many that are waited for at the same time.
+    self.watch = stopwatch.Stopwatch(size, has_startup=False)
 
   def ask(self):
     """Returns the `serving_requests.Outcome`."""
@@ -154,10 +156,18 @@ def _check_same_model(session, logits):
     connection.close()
   if now != session.model.fingerprint:
     logits.forget()
+    _remove_older(session.config)
     raise PeerError(
         "model %s %d was replaced while it was asked, so no answer of it is "
         "kept: the same command asks the new one"
         % (session.model.name, session.model.version))
+
+
+def _remove_older(config):
+  """Removes what an earlier run left, which is no longer so."""
+  squad_task.remove_older(
+      config.output_dir, squad_task.ANSWER_FILES + squad_task.SCORE_FILES
+      + (UNANSWERED_FILE,))
 
 
 def _tell_unanswered(session, examples, features, logits, outcome):
@@ -170,8 +180,7 @@ def _tell_unanswered(session, examples, features, logits, outcome):
   config = session.config
   missing = np.unique(features.example_index[~logits.known])
   reason = outcome.stopped or sorted(set(outcome.failed.values()))[0]
-  squad_task.remove_older(
-      config.output_dir, squad_task.ANSWER_FILES + squad_task.SCORE_FILES)
+  _remove_older(config)
   path = os.path.join(config.output_dir, UNANSWERED_FILE)
   files.write_json(path, {"reason": reason, "questions": [
       {"id": examples[i].qas_id, "question": examples[i].question_text}
@@ -207,7 +216,12 @@ def answer_file(session):
       _key(session, config.predict_file))
   logits.load()
   asking = _Asking(session, features, logits)
-  outcome = asking.ask()
+  try:
+    outcome = asking.ask()
+  except BaseException:
+    with contextlib.suppress(Exception):  # the first fault is what counts
+      logits.save()
+    raise
   logits.save()
   if not outcome.is_interrupted:
     _check_same_model(session, logits)

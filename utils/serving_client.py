@@ -15,10 +15,11 @@ from utils.errors import UserError
 
 PORTS = {"grpc": 8001, "http": 8000}
 # HTTP statuses of what may pass; 499 is the client library's own time-out.
-_PASSING_HTTP = {"408", "429", "499", "500", "502", "503", "504"}
+_PASSING_HTTP = {"408", "429", "499", "502", "503", "504"}
 _PASSING_GRPC = {"StatusCode." + name for name in (
     "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED",
-    "CANCELLED", "INTERNAL", "UNKNOWN")}
+    "CANCELLED")}
+_FAULTS = {"500", "StatusCode.INTERNAL", "StatusCode.UNKNOWN"}
 _LARGEST_MESSAGE = 2 ** 31 - 1
 _CHANNEL = [
     ("grpc.max_send_message_length", _LARGEST_MESSAGE),
@@ -32,6 +33,10 @@ _CHANNEL = [
 
 class Passing(Exception):
   """Asking again may help: no connection, overload, a deadline."""
+
+
+class ServerFault(Passing):
+  """The server failed in this request; it may do better with another."""
 
 
 class Refused(Exception):
@@ -60,12 +65,14 @@ def address(url, protocol):
   """
   if not url:
     return "127.0.0.1:%d" % PORTS[protocol]
-  host, colon, port = url.rpartition(":")
-  if not colon or port.endswith("]"):
-    host, port = url, str(PORTS[protocol])
-  if not host or "/" in url or not port.isdigit():
+  host, port = re.match(r"(.*?)(?::([^:\]]*))?$", url, re.S).groups()
+  if port is None:
+    port = str(PORTS[protocol])
+  if not (re.match(r"([^\s/:\[\]]+|\[[0-9a-fA-F:.]+\])\Z", host)
+          and re.match(r"[0-9]{1,5}\Z", port) and 0 < int(port) < 2 ** 16):
     raise UserError("--trtis_server_url=%s: give host:port, such as "
-                    "127.0.0.1:%d" % (url, PORTS[protocol]))
+                    "127.0.0.1:%d or [::1]:%d"
+                    % (url, PORTS[protocol], PORTS[protocol]))
   return "%s:%s" % (host, port)
 
 
@@ -85,6 +92,16 @@ def _library(protocol):
         "scripts/trtis/setup.sh --only client and use .venv/client/bin/python"
         % error)
   return library
+
+
+def _raise(error, passing):
+  """Raises what an error of the library is: Passing, ServerFault, Refused."""
+  kind = Refused
+  if error.status() in passing:
+    kind = Passing
+  elif error.status() in _FAULTS:
+    kind = ServerFault
+  raise kind(_words(error))
 
 
 def _words(error):
@@ -113,8 +130,7 @@ class _Grpc(object):
     try:
       return function()
     except InferenceServerException as error:
-      kind = Passing if error.status() in _PASSING_GRPC else Refused
-      raise kind(_words(error))
+      _raise(error, _PASSING_GRPC)
 
   def config(self):
     return self._client.get_model_config(
@@ -169,14 +185,14 @@ class _Http(object):
       with timer:
         return function()
     except InferenceServerException as error:
-      kind = Passing if error.status() in _PASSING_HTTP else Refused
-      raise kind(_words(error))
+      _raise(error, _PASSING_HTTP)
     except gevent.Timeout:
       raise Passing("Deadline Exceeded")
     except (OSError, EOFError, response.HTTPConnectionClosed,
             response.HTTPParseError) as error:
       raise Passing(errors.one_line(error) or type(error).__name__)
-    except ValueError as error:
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+      # The library takes what comes for a reply of Triton.
       raise BadReply("the reply cannot be read (%s)" % errors.one_line(error))
 
   def config(self):

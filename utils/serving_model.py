@@ -105,12 +105,16 @@ def model_of(config, name, version, url):
     UserError: it is one of another signature, or takes no batches.
   """
   place = "model %s of the server at %s" % (name, url)
-  shapes, seq_length = _check_signature(config, place)
-  largest = int(config.get("max_batch_size", 0))
+  try:
+    shapes, seq_length = _check_signature(config, place)
+    largest = int(config.get("max_batch_size", 0))
+    said = _parameters(config)
+  except (AttributeError, KeyError, TypeError, ValueError):
+    raise UserError("%s is no Triton server: what it says of %s is no "
+                    "configuration of a model" % (url, name))
   if largest < 1:
     raise UserError("%s takes no batches (max_batch_size is 0): export it with "
                     "--trtis_max_batch_size=1 or more" % place)
-  said = _parameters(config)
   return Model(
       name, version, largest, seq_length, shapes, said.get("vocab_sha256"),
       {"true": True, "false": False}.get(said.get("do_lower_case")),

@@ -4,7 +4,8 @@ Threads with a connection each: tritonclient's asynchronous calls over HTTP
 pause for 10 ms each. What may pass is asked again, after pauses that double;
 once that has not helped, or the server refuses a request, no further one is
 sent, so that a dead or drowned server is known in seconds, however many
-questions there are.
+questions there are. A server that fails in a request may do better with the
+next one: what it cannot compute costs that one alone.
 """
 
 import queue
@@ -19,6 +20,8 @@ from utils import serving_client
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 # Seconds that requests in flight are given after Ctrl-C.
 GRACE = 5.0
+# Requests in a row that the server fails in before it is given up.
+FAULTS = 3
 _TICK = 0.2
 
 
@@ -34,7 +37,8 @@ class Outcome(object):
   """What became of the requests.
 
   Attributes:
-    seconds: list of float, for each reply the time from its request.
+    seconds: list of float, for each reply the time since it was first asked
+      for, with the pauses before it was asked for again.
     retries: how many requests were sent again.
     failed: {number of a job: why it has no reply}.
     stopped: why no further request was sent; None if all were.
@@ -76,7 +80,9 @@ class Requests(object):
     self._stop = threading.Event()
     self._lock = threading.Lock()
     self._fault = None
+    self._faults = 0
     self._outcome = Outcome()
+    self._looked = time.monotonic()
     # So that a late reply to somebody else's request is never taken for ours.
     self._token = uuid.uuid4().hex[:12]
 
@@ -98,40 +104,49 @@ class Requests(object):
           break
       for _ in threads:
         self._put(None)
-      self._wait(threads)
+      self._wait(threads, self._end)
     except KeyboardInterrupt:
       self._outcome.is_interrupted = True
       self._give_up("interrupted")
-      self._wait(threads, GRACE)
+      self._wait(threads, time.monotonic() + GRACE)
     finally:
       self._stop.set()
-    with self._lock:
-      if self._fault:
-        raise self._fault
-      # A reply that still comes finds nobody to take it.
-      outcome, self._outcome = self._outcome, None
-      return outcome
+      with self._lock:
+        # A reply that still comes finds nobody to take it.
+        outcome, self._outcome = self._outcome, None
+    if self._fault:
+      raise self._fault
+    return outcome
 
   def _put(self, job):
     """Queues a job; returns whether it was before the end."""
     while not self._stop.is_set():
+      # A server that keeps up never lets the queue be full for long.
+      now = time.monotonic()
+      if now - self._looked >= _TICK:
+        self._look(now)
       try:
         self._jobs.put(job, timeout=_TICK)
         return True
       except queue.Full:
-        self._look()
+        pass
     return False
 
-  def _wait(self, threads, seconds=float("inf")):
-    end = time.monotonic() + seconds
+  def _wait(self, threads, end):
+    """Waits for the threads, but not beyond `end`, a monotonic time."""
     for thread in threads:
-      while thread.is_alive() and time.monotonic() < end:
-        thread.join(_TICK)
-        self._look()
+      while thread.is_alive():
+        now = time.monotonic()
+        self._look(now)
+        if now >= end:
+          return
+        thread.join(min(_TICK, end - now))
 
-  def _look(self):
+  def _look(self, now):
+    """Does what has to be done several times a second."""
+    self._looked = now
     self._tick()
-    if time.monotonic() > self._end:
+    if now >= self._end:
       self._give_up("--timeout=%g seconds are over" % self._settings.timeout)
 
   def _give_up(self, reason):
@@ -161,17 +176,17 @@ class Requests(object):
 
   def _ask(self, connection, number, inputs):
     """Asks until there is a reply, a refusal or no more hope."""
+    begin = time.perf_counter()
     for attempt in range(self._settings.max_retries + 1):
       if attempt:
         if self._stop.wait(_pause(attempt)):
           break
         self._count_retry()
-      begin = time.perf_counter()
       try:
         outputs = connection.infer(
             inputs, "%s-%d-%d" % (self._token, number, attempt))
       except serving_client.Passing as error:
-        reason = str(error)
+        fault = error
         continue
       except serving_client.BadReply as error:
         self._fail(number, str(error))
@@ -182,9 +197,17 @@ class Requests(object):
         return
       self._receive(number, outputs, time.perf_counter() - begin)
       return
-    self._fail(number, reason)
-    self._give_up("%s (asked %d times)" % (
-        reason, self._settings.max_retries + 1))
+    self._fail(number, str(fault))
+    if (not isinstance(fault, serving_client.ServerFault)
+        or self._count_fault() >= FAULTS):
+      self._give_up("%s (asked %d times)" % (
+          fault, self._settings.max_retries + 1))
+
+  def _count_fault(self):
+    """Returns how many requests the server has failed in since a reply."""
+    with self._lock:
+      self._faults += 1
+      return self._faults
 
   def _count_retry(self):
     with self._lock:
@@ -199,5 +222,6 @@ class Requests(object):
   def _receive(self, number, outputs, seconds):
     with self._lock:
       if self._outcome:
+        self._faults = 0
         self._outcome.seconds.append(seconds)
         self._take(number, outputs)

@@ -13,11 +13,16 @@ class Stopwatch(object):
 
   The first step holds graph optimisation and memory allocation, so rates
   leave it out wherever there is a second one.
+
+  Args:
+    batch_size: sentences of a step.
+    has_startup: whether the first step is such a one; else there is none.
   """
 
-  def __init__(self, batch_size):
+  def __init__(self, batch_size, has_startup=True):
     self._batch_size = batch_size
-    self._start = time.time()
+    self._has_startup = has_startup
+    self._start = time.monotonic()
     self._first_end = None
     self._last_end = None
     self._first_sentences = 0
@@ -26,8 +31,8 @@ class Stopwatch(object):
   def step(self, sentences=None):
     """Counts one finished step of `sentences` (default: a batch)."""
     self.sentences += self._batch_size if sentences is None else sentences
-    self._last_end = time.time()
-    if self._first_end is None:
+    self._last_end = time.monotonic()
+    if self._has_startup and self._first_end is None:
       self._first_end = self._last_end
       self._first_sentences = self.sentences
 
@@ -44,7 +49,7 @@ class Stopwatch(object):
   @property
   def total(self):
     """Seconds from the start to the last step."""
-    return (self._last_end or time.time()) - self._start
+    return (self._last_end or time.monotonic()) - self._start
 
   @property
   def without_startup(self):
