@@ -143,10 +143,7 @@ class Server(object):
     """Returns the serving_model.Model; UserError if it cannot be measured."""
     model = serving_model.model_of(self.get("/config"), self.model,
                                    self.version, self.http)
-    if not model.seq_length:
-      raise UserError(
-          "the model %s takes sequences of any length, but windows are made of "
-          "one: write it into the dims of its config.pbtxt" % self.model)
+    length_of(model)
     return model
 
   def check_batch(self, batch_size):
@@ -162,6 +159,19 @@ def _words(error):
   with contextlib.suppress(OSError, http.client.HTTPException):
     return errors.one_line(error.read().decode("utf-8", "replace"))[:200]
   return ""
+
+
+def length_of(model):
+  """Returns the tokens of a serving_model.Model's sequences, a whole number.
+
+  Raises:
+    UserError: if they may have any length.
+  """
+  if not model.seq_length:
+    raise UserError(
+        "the model %s takes sequences of any length, but windows are made of "
+        "one: write it into the dims of its config.pbtxt" % model.name)
+  return model.seq_length
 
 
 def vocabulary(model, candidates):

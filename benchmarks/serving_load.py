@@ -1,21 +1,24 @@
 """Many clients at a Triton server for a while: is anything lost or mixed up?
 
   .venv/client/bin/python benchmarks/serving_load.py --vocab_file FILE \
-    --predict_file FILE [--clients 64] [--seconds 120] [--server_pid PID]
+    --predict_file FILE [--clients 64] [--seconds 120] [--server_pid PROCESS]
 
 First asks for some windows one by one. Then all clients ask for them, each the
 next one as soon as it has a reply, and every reply is compared with the first
 one to the same window. Windows whose logits are alike are left out, so that a
-reply to another request shows. With --server_pid the memory of that process and
-its children is looked at, each second or 40 times, as the mean of the second
-quarter of the time (the first one is warming up) and of the last.
+reply to another request shows. With --server_pid, the process that the "ready:"
+line of launch_server.sh names, its memory and that of its children is looked
+at, each second or 40 times, as the mean of the second quarter of the time (the
+first one is warming up) and of the last.
 
 The last line tells what was found; status 1 if a request was lost, a reply was
-wrong, or memory has grown by more than --memory_growth percent.
+wrong, or memory has grown by more than --memory_growth percent; 69 if the
+server does not answer the first windows.
 """
 
 import argparse
 import contextlib
+import os
 import pathlib
 import sys
 import time
@@ -26,7 +29,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 # pylint: disable=wrong-import-position
-import tokenization
+from benchmarks import perf_client
 from utils import benchmarks
 from utils import errors
 from utils import files
@@ -37,6 +40,7 @@ from utils import serving_model
 from utils import serving_requests
 from utils import squad_data
 from utils import squad_task
+from utils.errors import PeerError
 from utils.errors import UserError
 
 TOLERANCE = 1e-4
@@ -48,38 +52,46 @@ class Window(NamedTuple):
   outputs: dict
 
 
-def _parse():
+def several(text):
+  """Returns a whole number above 1, for argparse."""
+  value = int(text)
+  if value < 2:
+    raise ValueError
+  return value
+
+
+def parse(argv=None):
+  """Returns the options of a command line."""
+  whole, positive = perf_client.whole, perf_client.positive
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--trtis_server_url")
   parser.add_argument("--protocol", choices=["grpc", "http"], default="grpc")
   parser.add_argument("--trtis_model_name", default="bert")
-  parser.add_argument("--trtis_model_version", type=int, default=1)
+  parser.add_argument("--trtis_model_version", type=whole, default=1)
   parser.add_argument("--vocab_file", required=True)
   parser.add_argument("--predict_file", required=True, help="SQuAD JSON")
-  parser.add_argument("--doc_stride", type=int, default=128)
-  parser.add_argument("--max_query_length", type=int, default=64)
-  parser.add_argument("--windows", type=int, default=64)
-  parser.add_argument("--clients", type=int, default=64)
-  parser.add_argument("--seconds", type=float, default=120)
-  parser.add_argument("--request_timeout", type=float, default=60)
-  parser.add_argument("--server_pid", type=int)
-  parser.add_argument("--memory_growth", type=float, default=5)
-  return parser.parse_args()
+  parser.add_argument("--doc_stride", type=whole, default=128)
+  parser.add_argument("--max_query_length", type=whole, default=64)
+  parser.add_argument("--windows", type=several, default=64)
+  parser.add_argument("--clients", type=whole, default=64)
+  parser.add_argument("--seconds", type=positive, default=120)
+  parser.add_argument("--request_timeout", type=positive, default=60)
+  parser.add_argument("--server_pid", type=whole)
+  parser.add_argument("--memory_growth", type=positive, default=5)
+  return parser.parse_args(argv)
 
 
 def _features(options, model):
   """Returns the Features of the questions, as the model takes them."""
-  lower_case = model.do_lower_case
-  if lower_case is None:
-    lower_case = tokenization.infer_lower_case(options.vocab_file)
+  files.require_file(options.predict_file, "predict_file")
+  vocab_file, lower_case = perf_client.vocabulary(
+      model, [files.require_file(options.vocab_file, "vocab_file")])
   settings = squad_data.FeatureSettings(
-      model.seq_length, options.doc_stride, options.max_query_length,
-      lower_case, files.sha256_of_file(options.vocab_file))
+      perf_client.length_of(model), options.doc_stride,
+      options.max_query_length, lower_case, files.sha256_of_file(vocab_file))
   squad_task.check_room(model.seq_length, options.max_query_length)
-  if model.vocab_sha256 not in (None, settings.vocab_sha256):
-    raise UserError("--vocab_file: %s is not the model's" % options.vocab_file)
-  tokenizer = squad_task.load_tokenizer(options.vocab_file, lower_case)
+  tokenizer = squad_task.load_tokenizer(vocab_file, lower_case)
   return squad_data.featurize(
       squad_data.read_examples(options.predict_file, False, False), tokenizer,
       settings, False)
@@ -90,12 +102,27 @@ def _distance(one, other):
   return max(float(np.abs(one[name] - other[name]).max()) for name in one)
 
 
-def _windows(connection, model, features, count):
-  """Returns up to `count` Windows whose logits differ, asked one by one."""
+def _first_reply(connection, inputs, number):
+  """Returns the reply to one window; PeerError if there is none."""
+  try:
+    return connection.infer(inputs, "first-%d" % number)
+  except (serving_client.Passing, serving_client.Refused,
+          serving_client.BadReply) as error:
+    raise PeerError("the server has no answer to window %d, before any load: "
+                    "%s" % (number, error))
+
+
+def windows_of(connection, model, features, count):
+  """Returns up to `count` Windows whose logits differ, asked one by one.
+
+  Raises:
+    PeerError: if the server does not answer.
+    UserError: if all its answers are alike.
+  """
   found = []
   for row in range(len(features)):
     inputs = serving_answers.inputs_of(model, features, np.array([row]))
-    outputs = connection.infer(inputs, "first-%d" % row)
+    outputs = _first_reply(connection, inputs, row)
     if all(_distance(outputs, window.outputs) > 10 * TOLERANCE
            for window in found):
       found.append(Window(inputs, outputs))
@@ -104,17 +131,19 @@ def _windows(connection, model, features, count):
   if len(found) < 2:
     raise UserError("the model says the same to all questions: nothing could "
                     "be mixed up")
+  logs.LOGGER.info("%d windows that differ, of %d asked", len(found), row + 1)
   return found
 
 
-def _memory(process):
-  """Returns the resident bytes of a process and all below it."""
+def memory_of(process):
+  """Returns the resident bytes of a process and all below it, 0 for none."""
+  page = os.sysconf("SC_PAGE_SIZE")
   parents, resident = {}, {}
   for folder in pathlib.Path("/proc").glob("[0-9]*"):
     with contextlib.suppress(OSError, IndexError):
       fields = (folder / "stat").read_text().rpartition(")")[2].split()
       parents[int(folder.name)] = int(fields[1])
-      resident[int(folder.name)] = int(fields[21]) * 4096
+      resident[int(folder.name)] = int(fields[21]) * page
   found, todo = 0, [process]
   while todo:
     one = todo.pop()
@@ -123,7 +152,7 @@ def _memory(process):
   return found
 
 
-class _Load(object):
+class Load(object):
   """What is asked, found and measured."""
 
   def __init__(self, options, windows):
@@ -150,7 +179,8 @@ class _Load(object):
     pause = min(1, self._options.seconds / 40)
     if self._options.server_pid and now - self._sampled >= pause:
       self._sampled = now
-      self.memory.append(_memory(self._options.server_pid))
+      # Nothing of a server that has ended: its requests are lost.
+      self.memory += filter(None, [memory_of(self._options.server_pid)])
 
   def growth(self):
     """Returns (bytes of the second quarter, of the last), None if unknown."""
@@ -161,7 +191,7 @@ class _Load(object):
         self.memory[quarter:2 * quarter], self.memory[-quarter:]))
 
 
-def _tell(options, load, outcome, seconds):
+def tell(options, load, outcome, seconds):
   """Prints the closing line; returns the exit status."""
   lost = load.asked - load.replies
   latencies = benchmarks.latencies(outcome.seconds or [0.0])
@@ -177,6 +207,8 @@ def _tell(options, load, outcome, seconds):
     grown = percent > options.memory_growth
     line += "; memory %.1f to %.1f MB (%+.2f %%)" % (
         growth[0] / 1e6, growth[1] / 1e6, percent)
+  elif options.server_pid:
+    line += "; memory not known, the time was too short"
   if outcome.failed:
     line += "; the first loss: %s" % outcome.failed[min(outcome.failed)]
   print(line, flush=True)
@@ -184,27 +216,31 @@ def _tell(options, load, outcome, seconds):
 
 
 def main():
-  options = _parse()
+  """Runs the command line."""
+  options = parse()
   logs.set_up()
+  if options.server_pid and not memory_of(options.server_pid):
+    raise UserError(
+        "--server_pid=%d: there is no such process on this machine: give the "
+        "one that the \"ready:\" line of launch_server.sh names"
+        % options.server_pid)
   target = serving_client.Target(
       serving_client.address(options.trtis_server_url, options.protocol),
       options.protocol, options.trtis_model_name, options.trtis_model_version,
       options.request_timeout)
   connection = serving_client.Connection(target)
   model = serving_model.describe(connection, target)
-  windows = _windows(connection, model, _features(options, model),
-                     options.windows)
+  windows = windows_of(connection, model, _features(options, model),
+                       options.windows)
   connection.close()
-  logs.LOGGER.info("%d windows, %d clients, %g seconds", len(windows),
-                   options.clients, options.seconds)
-  load = _Load(options, windows)
+  load = Load(options, windows)
   begin = time.monotonic()
   # A request that has to be sent again is a lost one here.
   outcome = serving_requests.Requests(
       lambda: serving_client.Connection(target),
       serving_requests.RequestSettings(options.clients, 0, 0),
       load.take).run(load.jobs())
-  sys.exit(_tell(options, load, outcome, time.monotonic() - begin))
+  sys.exit(tell(options, load, outcome, time.monotonic() - begin))
 
 
 if __name__ == "__main__":
