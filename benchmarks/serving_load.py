@@ -8,8 +8,8 @@ next one as soon as it has a reply, and every reply is compared with the first
 one to the same window. Windows whose logits are alike are left out, so that a
 reply to another request shows. With --server_pid, the process that the "ready:"
 line of launch_server.sh names, its memory and that of its children is looked
-at, each second or 40 times, as the mean of the second quarter of the time (the
-first one is warming up) and of the last.
+at, each second or more often in a short time, as the mean of the second quarter
+of the time (the first one is warming up) and of the last.
 
 The last line tells what was found; status 1 if a request was lost, a reply was
 wrong, or memory has grown by more than --memory_growth percent; 69 if the
@@ -174,7 +174,9 @@ class Load(object):
     expected = self._windows[number % len(self._windows)].outputs
     if _distance(outputs, expected) > TOLERANCE:
       self.wrong += 1
-    # Here and not in a pause: under load the queue of jobs is never full.
+
+  def look(self):
+    """Looks at the server's memory, if it is time to."""
     now = time.monotonic()
     pause = min(1, self._options.seconds / 40)
     if self._options.server_pid and now - self._sampled >= pause:
@@ -239,7 +241,7 @@ def main():
   outcome = serving_requests.Requests(
       lambda: serving_client.Connection(target),
       serving_requests.RequestSettings(options.clients, 0, 0),
-      load.take).run(load.jobs())
+      load.take, load.look).run(load.jobs())
   sys.exit(tell(options, load, outcome, time.monotonic() - begin))
 
 
