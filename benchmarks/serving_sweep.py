@@ -22,8 +22,8 @@ import itertools
 import logging
 import os
 import pathlib
+import re
 import signal
-import socket
 import subprocess
 import sys
 
@@ -34,10 +34,12 @@ sys.path[:0] = [str(ROOT)]
 from benchmarks import perf_client
 from benchmarks import perf_points
 from benchmarks import serving_figures
+from utils import benchmarks
 from utils import errors
 from utils import files
 from utils import logs
 from utils import model_config
+from utils import ports
 from utils.errors import UserError
 
 _LOGGER = logging.getLogger("bert")
@@ -76,15 +78,9 @@ def machine(device):
   Args:
     device: str, the GPU's name; empty for the CPU.
   """
-  model = "CPU"
-  with contextlib.suppress(OSError):
-    with open("/proc/cpuinfo", encoding="utf-8") as stream:
-      for line in stream:
-        if line.startswith("model name"):
-          model = errors.one_line(line.partition(":")[2])
-          break
   cores = len(os.sched_getaffinity(0))
-  words = "%s, %d core%s" % (model, cores, "s" if cores > 1 else "")
+  words = "%s, %d core%s" % (errors.one_line(benchmarks.machine()["cpu"]),
+                             cores, "s" if cores > 1 else "")
   return "%s (%s)" % (device, words) if device else words
 
 
@@ -99,13 +95,42 @@ def caption(options):
               datetime.date.today().isoformat()))
 
 
+def weights_of(path):
+  """Returns {file: [bytes, time of change]} of the checkpoint that is meant.
+
+  Of a folder its newest, as utils/checkpoints.py has it, which needs
+  TensorFlow; empty where there is none.
+
+  Args:
+    path: str, a prefix, a folder or "<folder>/model.ckpt".
+  """
+  if not os.path.exists(path + ".index"):
+    folder = (os.path.dirname(path) or "."
+              if os.path.basename(path) == "model.ckpt" else path)
+    prefixes = [name[:-len(".index")] for name in glob.glob(
+        os.path.join(glob.escape(folder), "*.index"))]
+    path = max(prefixes, default=path, key=lambda prefix: (
+        int((re.findall(r"-(\d+)$", prefix) or [-1])[0]), prefix))
+  found = {}
+  for name in (glob.glob(glob.escape(path) + ".index")
+               + glob.glob(glob.escape(path) + ".data-*-of-*")):
+    said = os.stat(name)
+    found[name] = [said.st_size, said.st_mtime_ns]
+  return found
+
+
 def identity(options):
-  """Returns the dict of what all points of a folder have in common."""
-  names = ["init_checkpoint", "bert_model", "seq_length", "doc_stride",
+  """Returns the dict of what all points of a folder have in common.
+
+  Of the checkpoint its files, too: a run that has trained on is another model.
+  """
+  names = ["bert_model", "seq_length", "doc_stride",
            "precision", "predict_file", "export_flag", "export_format",
            "protocol", "max_client_threads", "measurement_interval",
            "stability_percentage", "max_trials"]
   return dict({name: getattr(options, name) for name in names},
+              init_checkpoint=[options.init_checkpoint,
+                               weights_of(options.init_checkpoint)],
               machine=machine(options.device))
 
 
@@ -185,15 +210,6 @@ def configure(repository, setting):
       stream.write(text)
 
 
-def free_ports(count):
-  """Returns port numbers that nobody listens at on loopback."""
-  with contextlib.ExitStack() as stack:
-    sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-    for one in sockets:
-      one.bind(("127.0.0.1", 0))
-    return [one.getsockname()[1] for one in sockets]
-
-
 def _stop(process):
   """Ends launch_server.sh and, should it not, all that it started."""
   process.terminate()
@@ -211,7 +227,7 @@ def running(repository, log):
   Raises:
     UserError: if it does not become ready.
   """
-  http, grpc, metrics = free_ports(3)
+  http, grpc, metrics = ports.free(3)
   with open(log, "ab") as stream:
     process = subprocess.Popen(
         ["bash", str(_SCRIPTS / "launch_server.sh"), "--repository", repository,

@@ -324,6 +324,46 @@ def test_points_of_other_things_are_not_mixed(tmp_path, change):
     serving_sweep.open_sweep(str(tmp_path), options_of(tmp_path, **change))
 
 
+def checkpoint(folder, step, words):
+  """Writes what looks like the files of a checkpoint; returns its prefix."""
+  folder.mkdir(exist_ok=True)
+  for end in ("index", "data-00000-of-00001"):
+    (folder / ("model.ckpt-%d.%s" % (step, end))).write_text(words)
+  return folder / ("model.ckpt-%d" % step)
+
+
+@pytest.mark.parametrize("path, steps", [
+    # Of a folder the newest; beside a prefix others may come and go.
+    ("run", [12, 100]), ("run/model.ckpt", [12, 100]),
+    ("run/model.ckpt-9", [9])])
+def test_points_of_a_run_that_has_trained_on_are_not_mixed(
+    tmp_path, path, steps):
+  folder = tmp_path / "run [1]"
+  path = str(tmp_path / path.replace("run", "run [1]"))
+  checkpoint(folder, 9, "nine")
+  options = options_of(tmp_path / "sweep", init_checkpoint=path)
+  (tmp_path / "sweep").mkdir()
+  for step in steps:
+    serving_sweep.open_sweep(options.output_dir, options)
+    serving_sweep.open_sweep(options.output_dir, options)
+    checkpoint(folder, step, "longer than before, " + str(step))
+    with pytest.raises(UserError, match="with another init_checkpoint: "):
+      serving_sweep.open_sweep(options.output_dir, options)
+    os.remove(os.path.join(options.output_dir, "sweep.json"))
+  serving_sweep.open_sweep(options.output_dir, options)
+  checkpoint(folder, 10, "of a folder an older one, beside a prefix another")
+  serving_sweep.open_sweep(options.output_dir, options)
+
+
+def test_same_size_but_later_is_another_checkpoint(tmp_path):
+  prefix = str(checkpoint(tmp_path, 3, "x"))
+  before = serving_sweep.weights_of(prefix)
+  assert sorted(before) == [prefix + ".data-00000-of-00001", prefix + ".index"]
+  os.utime(prefix + ".index", (1, 1))
+  assert serving_sweep.weights_of(prefix) != before
+  assert serving_sweep.weights_of(str(tmp_path / "none")) == {}
+
+
 def test_caption_says_machine_and_model(tmp_path):
   serving_sweep.open_sweep(str(tmp_path), options_of(tmp_path))
   said = json.loads((tmp_path / "sweep.json").read_text())["caption"]

@@ -20,12 +20,12 @@ import run_squad_trtis_client
 from test_run_squad import dataset
 from test_run_squad import VOCAB
 from trtis_server import environment
-from trtis_server import free_ports
 from trtis_server import ROOT
 from trtis_stand_in import config
 from trtis_stand_in import logits_of
 from trtis_stand_in import stand_in
 from utils import files
+from utils import ports
 from utils import serving_answers
 from utils import serving_client
 from utils import serving_model
@@ -510,9 +510,9 @@ def test_wrong_words(place, server, tmp_path):
        " exported with true"),
       (dict(vocab_file=place / "other.txt"), "is not the vocabulary that"),
       (dict(trtis_server_url="http://a:1"), "give host:port"),
-      (dict(trtis_server_url="127.0.0.1:%d" % free_ports(1)[0]),
+      (dict(trtis_server_url="127.0.0.1:%d" % ports.free(1)[0]),
        "no server answers there over http"),
-      (dict(trtis_server_url="127.0.0.1:%d" % free_ports(1)[0],
+      (dict(trtis_server_url="127.0.0.1:%d" % ports.free(1)[0],
             protocol="grpc"), "no server answers there over grpc")]:
     line = error(client(place, server, tmp_path / "out", **changes), 1)
     assert words in line, line

@@ -9,7 +9,6 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -17,6 +16,8 @@ import urllib.request
 
 import numpy as np
 import pytest
+
+from utils import ports
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAUNCHER = ROOT / "scripts" / "trtis" / "launch_server.sh"
@@ -46,17 +47,6 @@ def environment(name):
   return folder
 
 
-def free_ports(count=3):
-  """Returns ports that nobody listens on, as a list."""
-  with contextlib.ExitStack() as stack:
-    found = []
-    for _ in range(count):
-      probe = stack.enter_context(socket.socket())
-      probe.bind(("127.0.0.1", 0))
-      found.append(probe.getsockname()[1])
-    return found
-
-
 class Refused(Exception):
   """What the server says to a request that it does not answer."""
 
@@ -75,12 +65,12 @@ class Server:
   """
 
   def __init__(self, repository, log, **options):
-    ports = free_ports()
+    found = ports.free(3)
     self.http_url, self.grpc_url, self.metrics_url = [
-        "127.0.0.1:%d" % port for port in ports]
+        "127.0.0.1:%d" % port for port in found]
     words = ["bash", str(LAUNCHER), "--local", "--repository", str(repository),
              "--log", str(log)]
-    options = dict(zip(("http_port", "grpc_port", "metrics_port"), ports),
+    options = dict(zip(("http_port", "grpc_port", "metrics_port"), found),
                    **options)
     for item in sorted(options.items()):
       words += ["--" + item[0], str(item[1])]

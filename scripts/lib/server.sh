@@ -12,12 +12,9 @@ end_server() {
 free_ports() {
   # Three ports that nobody listens on, into ports.
   local found
-  found=$("$python" -c '
-import socket
-probes = [socket.socket() for _ in range(3)]
-for probe in probes:
-  probe.bind(("127.0.0.1", 0))
-print(*[probe.getsockname()[1] for probe in probes])')
+  found=$("$python" -c 'import sys; sys.path[0] = sys.argv[1]
+from utils import ports
+print(*ports.free(3))' "$root")
   read -ra ports <<<"$found"
 }
 
