@@ -84,9 +84,42 @@ def test_triton_reads_that_for_cpus_and_what_was_changed(by_triton):
       engine_count=1))
   cpu.update(max_batch_size=3, instance_group=[dict(count=1, kind="KIND_CPU")],
              dynamic_batching=dict(
-                 preferred_batch_size=[1, 3],
+                 preferred_batch_size=[3],
                  default_queue_policy=dict(max_queue_size=100)))
   assert changed == cpu
+
+
+@pytest.mark.parametrize("largest, preferred", [
+    (2, [2]), (3, [3]), (4, [2, 4]), (7, [3, 7]), (8, [4, 8])])
+def test_no_batch_of_one_is_preferred(by_triton, largest, preferred):
+  """A server that prefers it sends the first request at once, all alone."""
+  text = model_config.text(settings(max_batch_size=largest), "gpu")
+  assert by_triton(text)["dynamic_batching"][
+      "preferred_batch_size"] == preferred
+
+
+BY_HAND = """
+model_operations { op_library_filename: "/models/lib.so" }
+model_warmup { name: "one" batch_size: 1 inputs { key: "input_ids" value {
+  data_type: TYPE_INT32 dims: 384 random_data: true } } }
+response_cache { enable: true }
+"""
+
+
+def test_what_is_not_used_here_can_be_read(by_triton):
+  text = model_config.text(settings(), "gpu")
+  assert by_triton(text + BY_HAND)["model_operations"]
+  assert model_config.read(text + BY_HAND, "it") == (settings(), "gpu")
+
+
+def test_what_was_changed_by_hand_is_told():
+  for kind in ("gpu", "cpu"):
+    text = model_config.text(settings(), kind)
+    assert model_config.is_as_written(text)
+    assert model_config.is_as_written("# a comment\n" + text)
+    for edited in (text + BY_HAND, text.replace("count: 2", "count: 3 gpus: 1"),
+                   text + "oops", "", text.replace("KIND_", "KIND_MODEL #")):
+      assert edited != text and not model_config.is_as_written(edited)
 
 
 @pytest.mark.parametrize("kind", ["gpu", "cpu"])

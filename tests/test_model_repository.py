@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import pathlib
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -122,31 +124,127 @@ def test_the_only_version_may_become_another_model(repository):
   assert found.seq_length == 64 and found.parameters["vocab_sha256"] == "b2"
 
 
+def can_exchange(folder):
+  """Whether names can be exchanged on this file system."""
+  for name in "ab":
+    (folder / name).mkdir()
+  return model_repository._exchange(str(folder / "a"), str(folder / "b"))
+
+
+# Looks at a version all the time, as a server may.
+OBSERVER = """
+import sys
+print("looking", flush=True)
+seen = set()
+while "last" not in seen:
+  for part in ("one", "two"):
+    with open(sys.argv[1] + "/" + part) as stream:
+      seen.add(stream.read())
+print(*sorted(seen))
+"""
+
+
 @pytest.mark.parametrize("others", [False, True])
-def test_overwriting_without_a_moment_of_nothing(
-    repository, monkeypatch, others):
-  """A server may look at any time: so an observer does, at every rename."""
+def test_overwriting_without_a_moment_of_nothing(repository, tmp_path, others):
+  if not can_exchange(tmp_path):
+    pytest.skip("this file system cannot exchange names")
+  for version in [1, 2] if others else [1]:
+    put(repository, version, "0")
+  observer = subprocess.Popen(
+      [sys.executable, "-c", OBSERVER,
+       str(repository / "bert" / "1" / "model.savedmodel")],
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+  assert observer.stdout.readline() == "looking\n"
+  for content in list(map(str, range(1, 100))) + ["last"]:
+    put(repository, 1, content, overwrite=True)
+  out, err = observer.communicate(timeout=60)
+  assert observer.returncode == 0, err
+  assert set(out.split()) <= set(map(str, range(100))) | {"last"}
+
+
+@pytest.fixture
+def no_exchange(monkeypatch):
+  """A file system that cannot exchange names."""
+  monkeypatch.setattr(model_repository, "_EXCHANGE", 1 << 20)
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_overwriting_where_names_cannot_be_exchanged(
+    repository, no_exchange, others):
   for version in [1, 2] if others else [1]:
     put(repository, version, "old")
-  model = repository / "bert" / "1" / "model.savedmodel"
-  rename = os.rename
-
-  def watched(source, target):
-    rename(source, target)
-    assert {(model / part).read_text() for part in ("one", "two")} <= {
-        "old", "new"}
-  monkeypatch.setattr(os, "rename", watched)
-  put(repository, 1, "new", overwrite=True)
-  assert (model / "one").read_text() == "new"
-
-
-def test_overwriting_where_names_cannot_be_exchanged(repository, monkeypatch):
-  put(repository, 1, "old")
-  monkeypatch.setattr(model_repository, "_EXCHANGE", 1 << 20)
   put(repository, 1, "new", overwrite=True)
   assert (repository / "bert" / "1" / "model.savedmodel" / "one"
          ).read_text() == "new"
   assert not list(repository.parent.glob(".models.*.tmp"))
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+@pytest.mark.parametrize("others", [False, True])
+def test_what_was_put_aside_comes_back(repository, monkeypatch, no_exchange,
+                                       others, is_killed):
+  """The worst moment: the old one is away, the new one not yet there."""
+  for version in [1, 2] if others else [1]:
+    put(repository, version, "old")
+  rename = os.rename
+
+  def cut_short(source, target):
+    rename(source, target)
+    if os.path.basename(str(target)).startswith("aside"):
+      if is_killed:
+        os.kill(os.getpid(), signal.SIGKILL)
+      raise OSError("the disk is gone")
+
+  def overwrite():
+    monkeypatch.setattr(os, "rename", cut_short)
+    with pytest.raises(UserError):
+      put(repository, 1, "new", overwrite=True)
+  process = multiprocessing.get_context("fork").Process(target=overwrite)
+  process.start()
+  process.join(60)
+  assert process.exitcode == (-signal.SIGKILL if is_killed else 0)
+  one = repository / "bert" / "1" / "model.savedmodel" / "one"
+  if is_killed:
+    assert not one.exists()
+    with model_repository.staged(str(repository)):
+      pass
+  assert one.read_text() == "old"
+  assert not list(repository.parent.glob(".models.*.tmp"))
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_configuration_changed_by_hand_is_kept_beside(
+    repository, caplog, others):
+  for version in [1, 2] if others else [1]:
+    put(repository, version)
+  path = repository / "bert" / "config.pbtxt"
+  edited = path.read_text() + (
+      "model_operations { op_library_filename: '/models/lib.so' }\n")
+  path.write_text(edited)
+  put(repository, 1, overwrite=True)
+  assert "config.pbtxt was changed by hand" in caplog.text
+  assert "config.pbtxt.before beside it" in caplog.text
+  kept = path.parent / "config.pbtxt.before"
+  assert kept.read_text() == edited
+  assert "model_operations" not in path.read_text()
+  assert not (path.parent / "configs" / "cpu.pbtxt.before").exists()
+  caplog.clear()
+  put(repository, 1, overwrite=True)
+  assert "by hand" not in caplog.text
+  if others:  # the next one does not replace the first
+    path.write_text("# mine\n" + edited)
+    put(repository, 1, overwrite=True)
+    assert kept.read_text() == edited
+    assert (path.parent / "config.pbtxt.before2").read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "7"])
+def test_a_damaged_description_is_one_line(repository, content):
+  path = put(repository, 1) / "export.json"
+  path.write_text(content)
+  with pytest.raises(UserError) as caught:
+    put(repository, 2)
+  assert str(path) in str(caught.value)
 
 
 def test_missing_configuration_of_other_versions(repository):

@@ -4,11 +4,15 @@ import json
 import os
 import pathlib
 import re
+import shlex
+import signal
 import subprocess
+import time
 
 import numpy as np
 import pytest
 
+import processes
 import runners
 import tokenization
 import trtis_server
@@ -251,13 +255,17 @@ def converter(folder, script):
   python.chmod(0o755)
 
 
+def export_command(place, name, **changes):
+  return runners.command("run_squad", flags(
+      place, place / "run", export_trtis=True, export_format="onnx",
+      trtis_model_repository=place / "failed", trtis_model_name=name,
+      **changes))
+
+
 def export_elsewhere(place, venvs, name, **changes):
   """Exports with the environments of `venvs`, in a process of its own."""
   done = subprocess.run(
-      runners.command("run_squad", flags(
-          place, place / "run", export_trtis=True, export_format="onnx",
-          trtis_model_repository=place / "failed", trtis_model_name=name,
-          **changes)),
+      export_command(place, name, **changes),
       env=dict(os.environ, BERT_VENV_DIR=str(venvs)), timeout=300,
       stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
   return runners.Result(done.returncode, done.stdout, done.stderr)
@@ -277,6 +285,42 @@ def test_no_environment_is_one_line(place, tmp_path):
   assert str(tmp_path / "onnx") in error
   assert "bash scripts/trtis/setup.sh --only onnx" in error
   assert nothing_is_left(place)
+
+
+@pytest.mark.once
+def test_an_environment_without_python_is_one_line(place, tmp_path):
+  converter(tmp_path, "")
+  (tmp_path / "onnx" / "bin" / "python").unlink()
+  error = export_elsewhere(place, tmp_path, "half").error
+  assert "not whole" in error and str(tmp_path / "onnx") in error
+
+
+def wait_for(condition):
+  end = time.monotonic() + 120
+  while not condition():
+    assert time.monotonic() < end
+    time.sleep(.02)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_converter_ends_with_the_exporter(place, tmp_path, number):
+  converter(tmp_path, "echo $$ > %s/pid.tmp\nmv %s/pid.tmp %s/pid\n"
+                      "exec sleep 600\n" % ((shlex.quote(str(tmp_path)),) * 3))
+  exporter = subprocess.Popen(
+      export_command(place, "ended"), stderr=subprocess.DEVNULL,
+      env=dict(os.environ, BERT_VENV_DIR=str(tmp_path)))
+  try:
+    wait_for((tmp_path / "pid").exists)
+    exporter.send_signal(number)
+    assert exporter.wait(60) == {
+        signal.SIGTERM: 128 + number, signal.SIGKILL: -number}[number]
+    child = int((tmp_path / "pid").read_text())
+    wait_for(lambda: not processes.running(child))
+  finally:
+    exporter.kill()
+  if number == signal.SIGTERM:
+    assert nothing_is_left(place)
 
 
 @pytest.mark.once

@@ -9,6 +9,8 @@ A graph holds 2 GiB at most, BERT-large takes 1.25.
 
 import hashlib
 import os
+import signal
+import sys
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -262,6 +264,8 @@ def export(config, bert_config, logits_of):
   prefix = training.checkpoint_to_use(config)
   settings = settings_of(config, bert_config)
   repository = repository_of(config)
+  # As Ctrl-C does, so that what is half-written goes.
+  signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
   with model_repository.staged(repository) as stage:
     weights = _Weights(prefix)
     meta_graph = _meta_graph(config, bert_config, logits_of, weights)

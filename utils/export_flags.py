@@ -1,11 +1,20 @@
 """Flags of the export to an inference server, and checks of their values."""
 
-import math
 import re
 
 from absl import flags
 
+from utils import model_config
 from utils.errors import UserError
+
+_LONGEST_NAME = 200
+# Milliseconds; a server counts in thousandths of them.
+_DELAYS = (.001, 3600e3)
+_LARGEST = {
+    "trtis_model_version": model_config.LARGEST["version"],
+    "trtis_max_batch_size": model_config.LARGEST["max_batch_size"],
+    "trtis_engine_count": model_config.LARGEST["engine_count"],
+}
 
 
 def define():
@@ -51,14 +60,16 @@ def checked(config):
   if not config.export_trtis:
     return config
   # A folder name on all systems, which clients put into addresses.
-  if not re.match(r"[A-Za-z0-9_][A-Za-z0-9_.-]*$", config.trtis_model_name):
+  if (not re.match(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z", config.trtis_model_name)
+      or len(config.trtis_model_name) > _LONGEST_NAME):
     raise UserError(
         "--trtis_model_name=%s: give a plain folder name of letters, digits "
-        "and _ . -" % config.trtis_model_name)
-  for name in ("trtis_model_version", "trtis_max_batch_size",
-               "trtis_engine_count"):
-    if getattr(config, name) < 1:
-      raise UserError("--%s=%d: give 1 or more" % (name, getattr(config, name)))
+        "and _ . -, up to %d of them"
+        % (config.trtis_model_name, _LONGEST_NAME))
+  for name, largest in _LARGEST.items():
+    if not 1 <= getattr(config, name) <= largest:
+      raise UserError("--%s=%d: give 1 or more, up to %d"
+                      % (name, getattr(config, name), largest))
   if config.use_bf16:
     raise UserError(
         "--use_bf16: servers have no such precision: export without it, or "
@@ -75,16 +86,17 @@ def _batching_checked(config):
   delay = config.trtis_dyn_batching_delay
   if delay == -1:  # the reference's other word for static batching
     delay = 0.0
-  if not (delay >= 0 and math.isfinite(delay)):
+  if delay and not _DELAYS[0] <= delay <= _DELAYS[1]:
     raise UserError("--trtis_dyn_batching_delay=%g: give milliseconds, 0 or "
-                    "more" % config.trtis_dyn_batching_delay)
+                    "%g to %d" % ((delay,) + _DELAYS))
   if delay and config.trtis_max_batch_size == 1:
     raise UserError(
         "--trtis_dyn_batching_delay=%g: a server puts no requests together "
         "with --trtis_max_batch_size=1: give a larger one, or no delay" % delay)
-  if config.trtis_max_queue_size < 0:
-    raise UserError("--trtis_max_queue_size=%d: give 0 (any number) or more"
-                    % config.trtis_max_queue_size)
+  largest = model_config.LARGEST["max_queue_size"]
+  if not 0 <= config.trtis_max_queue_size <= largest:
+    raise UserError("--trtis_max_queue_size=%d: give 0 (any number) or more, "
+                    "up to %d" % (config.trtis_max_queue_size, largest))
   if config.trtis_max_queue_size and not delay:
     raise UserError(
         "--trtis_max_queue_size=%d: a queue belongs to dynamic batching: give "

@@ -75,6 +75,11 @@ _MESSAGES = {
 }
 
 
+# Largest values of the fields' types; a version's is a folder's name.
+LARGEST = {"max_batch_size": 2 ** 31 - 1, "engine_count": 2 ** 31 - 1,
+           "max_queue_size": 2 ** 32 - 1, "version": 2 ** 63 - 1}
+
+
 class ModelSettings(typing.NamedTuple):
   """All that a model's configuration says.
 
@@ -182,7 +187,9 @@ def _set_batching(config, dynamic, delay_ms, max_queue_size):
   if not dynamic or largest == 1:
     return
   batching = config.dynamic_batching
-  batching.preferred_batch_size.extend([largest // 2, largest])
+  # A server waits no longer once a batch is of such a size: never at one of 1.
+  batching.preferred_batch_size.extend(
+      size for size in (largest // 2, largest) if size > 1)
   batching.max_queue_delay_microseconds = int(round(delay_ms * 1000))
   if max_queue_size:
     batching.default_queue_policy.max_queue_size = max_queue_size
@@ -205,8 +212,10 @@ def _set_optimization(config, settings):
 
 
 def _parsed(content, what):
+  """Returns a configuration's message, without the fields not used here."""
   try:
-    return text_format.Parse(content, _message_class()())
+    return text_format.Parse(
+        content, _message_class()(), allow_unknown_field=True)
   except text_format.ParseError as error:
     raise UserError("%s is no model configuration that can be read (%s)"
                     % (what, one_line(error)[:200]))
@@ -240,6 +249,21 @@ def read(content, what):
       parameters={name: value.string_value
                   for name, value in config.parameters.items()}), {
                       1: "gpu", 2: "cpu"}.get(group.kind, "auto")
+
+
+def is_as_written(content):
+  """Says whether `text` wrote a configuration, or one of the same meaning."""
+  try:
+    settings, kind = read(content, "")
+  except UserError:
+    return False
+  if kind not in ("gpu", "cpu"):
+    return False
+  try:
+    known = text_format.Parse(content, _message_class()())
+  except text_format.ParseError:
+    return False
+  return text_format.MessageToString(known) == text(settings, kind)
 
 
 def changed(content, max_batch_size=None, delay_ms=None, max_queue_size=None,

@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import fcntl
 import glob
+import itertools
 import os
 import re
 import shutil
@@ -27,7 +28,10 @@ CONFIG = "config.pbtxt"
 CPU_CONFIG = os.path.join("configs", "cpu.pbtxt")
 # What belongs to one version: where its weights came from, its fingerprint.
 DESCRIPTION = "export.json"
+# What a configuration was that had been changed by hand.
+_EDITED = ".before"
 _FINGERPRINT = "export_fingerprint"
+_ASIDE = "aside"
 _HERE, _EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
 # Of a configuration that all versions have in common, what no version can do
 # without: servers and clients would take one model's for another's.
@@ -40,7 +44,7 @@ def versions(repository, name):
   if not os.path.isdir(folder):
     return []
   return sorted(int(entry) for entry in os.listdir(folder)
-                if re.match(r"[1-9]\d*$", entry)
+                if re.match(r"[1-9][0-9]*\Z", entry)
                 and os.path.isdir(os.path.join(folder, entry)))
 
 
@@ -117,12 +121,27 @@ def _hidden(repository, rest):
   return os.path.join(parent, ".%s%s" % (base, rest))
 
 
+def _aside(folder, target, repository):
+  """Returns where in a staged folder a replaced `target` is put."""
+  names = os.path.relpath(target, repository).split(os.sep)
+  return os.path.join(folder, "@".join([_ASIDE] + names))
+
+
+def _clear(folder, repository):
+  """Removes a staged folder; what was put aside in it alone goes back."""
+  for path in glob.glob(os.path.join(glob.escape(folder), _ASIDE + "@*")):
+    target = os.path.join(repository, *os.path.basename(path).split("@")[1:])
+    if not os.path.exists(target):
+      os.rename(path, target)
+  shutil.rmtree(folder, ignore_errors=True)
+
+
 def _remove_leftovers(repository):
   """Removes what killed exporters left beside the repository."""
   for folder in glob.glob(glob.escape(_hidden(repository, ".")) + "*.tmp"):
     with contextlib.suppress(UserError, OSError):
       with files.FolderLock(folder):
-        shutil.rmtree(folder)
+        _clear(folder, repository)
 
 
 @contextlib.contextmanager
@@ -150,7 +169,7 @@ def staged(repository):
   try:
     yield folder
   finally:
-    shutil.rmtree(folder, ignore_errors=True)
+    _clear(folder, repository)
     held.__exit__()
 
 
@@ -180,22 +199,36 @@ def publish(repository, settings, version, overwrite, stage, description):
     check(repository, settings, version, overwrite)
     target = os.path.join(repository, settings.name)
     others = [n for n in versions(repository, settings.name) if n != version]
-    prints = {str(n): _fingerprint_of(os.path.join(target, str(n)))
-              for n in others}
-    prints[str(version)] = description["fingerprint"]
-    settings = settings._replace(parameters=dict(
-        settings.parameters, **{_FINGERPRINT: files.stable_hash(prints)}))
+    settings = _with_fingerprint(settings, target, others, version,
+                                 description["fingerprint"])
+    place = os.path.join(target, str(version))
     if others:
       _log_changes(_check_common(repository, settings, others), settings)
       # Before the version: a fingerprint that changes too early costs a client
       # its earlier answers, one that changes too late mixes two models'.
-      _write_configs(target, settings)
-      _swap(source, os.path.join(target, str(version)))
+      _write_configs(target, settings, target)
+      _swap(source, place, _aside(stage, place, repository))
     else:
-      _write_configs(new, settings)
+      _write_configs(new, settings, target)
       os.rename(source, os.path.join(new, str(version)))
-      _swap(new, target)
-  return os.path.join(target, str(version))
+      _swap(new, target, _aside(stage, target, repository))
+  return place
+
+
+def _with_fingerprint(settings, target, others, version, fingerprint):
+  """Returns settings with what changes with every version of the model.
+
+  Args:
+    settings: `model_config.ModelSettings`.
+    target: the model's folder.
+    others: the numbers of the versions that are there.
+    version, fingerprint: of the new one.
+  """
+  prints = {str(n): _fingerprint_of(os.path.join(target, str(n)))
+            for n in others}
+  prints[str(version)] = fingerprint
+  return settings._replace(parameters=dict(
+      settings.parameters, **{_FINGERPRINT: files.stable_hash(prints)}))
 
 
 def _fingerprint_of(folder):
@@ -203,28 +236,62 @@ def _fingerprint_of(folder):
   path = os.path.join(folder, DESCRIPTION)
   if not os.path.exists(path):
     return ""
-  return files.read_json(path, DESCRIPTION).get("fingerprint", "")
+  found = files.read_json(path, DESCRIPTION)
+  if not isinstance(found, dict):
+    raise UserError("%s: not the description of an export: restore it, or "
+                    "remove that version" % path)
+  return found.get("fingerprint", "")
 
 
-def _write_configs(folder, settings):
+def _write_configs(folder, settings, older):
+  """Writes both configurations; folder `older` may have earlier ones.
+
+  Of those, what was changed by hand is kept beside the new one.
+  """
   for name, kind in ((CPU_CONFIG, "cpu"), (CONFIG, "gpu")):
-    with files.atomic_write(os.path.join(folder, name)) as stream:
+    path = os.path.join(folder, name)
+    _keep_edited(os.path.join(older, name), path)
+    with files.atomic_write(path) as stream:
       stream.write(model_config.text(settings, kind))
 
 
-def _swap(source, target):
-  """Makes folder `source` folder `target`; one that is there becomes `source`.
+def _keep_edited(old, path):
+  """Copies a configuration that no export wrote so to where it stays."""
+  if not os.path.exists(old):
+    return
+  with open(old, encoding="utf-8", errors="replace") as stream:
+    content = stream.read()
+  if model_config.is_as_written(content):
+    return
+  kept = next(name for name in itertools.chain(
+      [path + _EDITED], ("%s%s%d" % (path, _EDITED, i)
+                         for i in itertools.count(2)))
+              if not os.path.exists(name))
+  with files.atomic_write(kept) as stream:
+    stream.write(content)
+  LOGGER.warning("%s was changed by hand and is written anew: %s beside it "
+                 "has what it was", old, os.path.basename(kept))
 
-  There is no moment without `target` where Linux and the file system can
-  exchange two names (renameat2, since glibc 2.28).
+
+def _exchange(source, target):
+  """Exchanges two names in one step; returns whether that could be done.
+
+  Linux can, on most file systems (renameat2, since glibc 2.28).
+  """
+  exchange = getattr(ctypes.CDLL(None), "renameat2", None)
+  return bool(exchange) and exchange(
+      _HERE, os.fsencode(os.path.abspath(source)), _HERE,
+      os.fsencode(os.path.abspath(target)), _EXCHANGE) == 0
+
+
+def _swap(source, target, aside):
+  """Makes folder `source` folder `target`; one that is there goes.
+
+  There is no moment without `target` where names can be exchanged. Else it is
+  put aside for that moment, from where `_clear` brings it back after a kill.
   """
   if not os.path.exists(target):
     os.rename(source, target)
-    return
-  exchange = getattr(ctypes.CDLL(None), "renameat2", None)
-  if exchange and exchange(_HERE, os.fsencode(os.path.abspath(source)), _HERE,
-                           os.fsencode(os.path.abspath(target)),
-                           _EXCHANGE) == 0:
-    return
-  os.rename(target, source + ".old")
-  os.rename(source, target)
+  elif not _exchange(source, target):
+    os.rename(target, aside)
+    os.rename(source, target)

@@ -5,6 +5,7 @@ process of its own in the environment of `scripts/trtis/setup.sh --only onnx`.
 """
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ import subprocess
 import tempfile
 
 from utils import files
+from utils import workers
 from utils.errors import UserError
 from utils.logs import LOGGER
 
@@ -30,12 +32,14 @@ def interpreter():
   Raises:
     UserError: where its environment is not there, or not whole.
   """
-  folder = os.path.join(
-      os.environ.get("BERT_VENV_DIR") or str(_ROOT / ".venv"), "onnx")
+  folder = os.path.abspath(os.path.join(
+      os.environ.get("BERT_VENV_DIR") or str(_ROOT / ".venv"), "onnx"))
   python = os.path.join(folder, "bin", "python")
-  if not os.path.isfile(os.path.join(folder, "setup-stamp")):
+  if not (os.path.isfile(os.path.join(folder, "setup-stamp"))
+          and os.access(python, os.X_OK)):
     raise UserError("--export_format=onnx: the converter's environment %s is "
-                    "not there: make it with `%s`" % (folder, _SETUP))
+                    "not there, or not whole: make it with `%s`"
+                    % (folder, _SETUP))
   return python
 
 
@@ -48,11 +52,13 @@ def _environment():
 
 
 def _run(command, log):
-  """Runs the converter and returns its exit status; a signal ends it too."""
+  """Runs the converter and returns its exit status; it never outlives us."""
   with open(log, "w", encoding="utf-8") as stream:
     child = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT,
                              stdin=subprocess.DEVNULL, cwd=str(_ROOT),
-                             env=_environment())
+                             env=_environment(),
+                             preexec_fn=functools.partial(
+                                 workers.die_with_parent, os.getpid()))
     try:
       return child.wait()
     finally:

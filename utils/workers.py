@@ -23,7 +23,7 @@ def default_num_workers():
   return len(os.sched_getaffinity(0))
 
 
-def _die_with_parent(parent):
+def die_with_parent(parent):
   """Lets the kernel end this process when its parent ends, however it does.
 
   Args:
@@ -47,7 +47,7 @@ def _sendable(error):
 
 def _serve(function, jobs, pipe, parent):
   """Does the jobs whose numbers come through `pipe`, until None comes."""
-  _die_with_parent(parent)
+  die_with_parent(parent)
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
   while True:
     index = pipe.recv()
