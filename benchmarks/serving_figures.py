@@ -5,8 +5,9 @@
 scripts/trtis/generate_figures.sh draws them at its end; this draws them again,
 with another limit if one is given. Of points.csv and sweep.json it makes a
 picture a setting (parts of the latency stacked, throughput as a line, over the
-concurrency) and summary.png (latency against throughput of all, with the
-recommended point marked).
+concurrency; all on the same scales) and summary.png (latency against throughput
+of all, with the recommended point marked). Points that did not settle are
+crossed out and never recommended.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from matplotlib import lines as line_art
 from matplotlib import pyplot
 from matplotlib import ticker
 
+from benchmarks import perf_client
 from benchmarks import perf_points
 from utils import errors
 from utils import files
@@ -45,6 +47,13 @@ _BATCH_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000",
 _BATCHING_MARKS = "sovD^P<X>p"
 _ENGINE_FILLS = ["full", "none", "left", "top"]
 _ENGINE_LINES = ["-", "--", ":", "-."]
+# Over a point that did not settle.
+_CROSS = dict(color="#000000", marker="x", markersize=11, markeredgewidth=1.3,
+              linestyle="")
+# Share of a bar that cannot be seen.
+_TRACE = 0.01
+# Room above what is highest.
+_ROOM = 1.15
 
 
 class Setting(NamedTuple):
@@ -112,18 +121,70 @@ def read_points(path):
   return found
 
 
-def recommended(found, max_latency):
-  """Returns (Setting, Point) of the most sentences/s within the limit.
+def check_looks(settings):
+  """Raises UserError if a summary could not tell these settings apart."""
+  for what, looks, values in (
+      ("batch sizes", _BATCH_COLOURS, {s.max_batch_size for s in settings}),
+      ("ways of batching", _BATCHING_MARKS,
+       {s.batching_title for s in settings}),
+      ("instance counts", _ENGINE_FILLS, {s.engine_count for s in settings})):
+    if len(values) > len(looks):
+      raise UserError(
+          "a summary tells up to %d %s apart, but these settings have %d: "
+          "measure some of them into another folder"
+          % (len(looks), what, len(values)))
 
-  Of equal ones the first. None where no point is within it.
+
+def recommended(found, max_latency, tolerance):
+  """Returns (Setting, Point) of the point to take.
+
+  Of the points that settled and are within the limit, those count as equal to
+  the one of most sentences/s that come within `tolerance` of it, since a
+  measurement says no more; of these the one of the lowest latency. None where
+  no point is within the limit.
 
   Args:
     found: {Setting: list of Point}.
     max_latency: float, milliseconds of average latency.
+    tolerance: float, per cent: the sweep's --stability_percentage.
   """
   within = [(setting, point) for setting, points in found.items()
-            for point in points if point.latency <= max_latency]
-  return max(within, key=lambda pair: pair[1].throughput, default=None)
+            for point in points
+            if point.stable and point.latency <= max_latency]
+  most = max((point.throughput for _, point in within), default=0)
+  least = most * (1 - tolerance / 100)
+  return min((pair for pair in within if pair[1].throughput >= least),
+             key=lambda pair: (pair[1].latency, -pair[1].throughput),
+             default=None)
+
+
+class Scales(NamedTuple):
+  """Tops of the axes of all of a sweep's pictures of a setting.
+
+  Attributes:
+    latency: float, milliseconds.
+    throughput: float, sentences/s.
+  """
+  latency: float
+  throughput: float
+
+
+def scales_of(found, max_latency):
+  """Returns the Scales: all points within the limit have room.
+
+  One above it ends a setting and may be far off: its bar is cut. Where all
+  are above it, all have room.
+
+  Args:
+    found: {Setting: list of Point}.
+    max_latency: float, milliseconds; the limit that the sweep had.
+  """
+  points = [point for points in found.values() for point in points]
+  latencies = [point.latency for point in points]
+  return Scales(
+      _ROOM * max([value for value in latencies if value <= max_latency]
+                  or latencies),
+      _ROOM * max(point.throughput for point in points))
 
 
 # --- one setting -------------------------------------------------------------
@@ -138,44 +199,62 @@ def _caption(figure, words):
   return (0.13 * len(lines) + 0.1) / height
 
 
-def draw_setting(setting, points, words):
+def _draw_bars(axes, points, top):
+  """Stacks the parts of the latencies; what does not show says so."""
+  places = range(len(points))
+  bottom = [0.0] * len(points)
+  for part, (label, colour) in PART_LOOKS.items():
+    values = [getattr(point, part) for point in points]
+    if all(value < _TRACE * point.latency
+           for value, point in zip(values, points)):
+      label += ", < %g %%" % (100 * _TRACE)
+    axes.bar(places, values, 0.6, bottom=bottom, label=label, color=colour)
+    bottom = [low + value for low, value in zip(bottom, values)]
+  axes.set_xticks(list(places))
+  axes.set_xticklabels(
+      ["%d\n%.4g ms%s" % (point.concurrency, point.latency,
+                          " \u2191" if point.latency > top else "")
+       for point in points], fontsize=9)
+  axes.set_xlabel("concurrency (requests in flight) and its average latency")
+  axes.set_ylabel("average latency (ms)")
+  axes.set_ylim(0, top)
+  axes.set_xlim(-0.6, len(points) - 0.4)
+
+
+def _draw_throughput(axes, points, top):
+  """Draws the line of the throughputs."""
+  axes.plot(range(len(points)), [point.throughput for point in points], "o-",
+            color="#000000", linewidth=1.6)
+  for place, point in enumerate(points):
+    if not point.stable:
+      axes.plot([place], [point.throughput], **_CROSS)
+  axes.set_ylabel("throughput (sentences/s)")
+  axes.set_ylim(0, top)
+
+
+def draw_setting(setting, points, scales, words):
   """Returns the figure of one setting.
 
   Args:
     setting: Setting.
     points: list of Point, rising in concurrency.
+    scales: Scales.
     words: str, what was measured and where.
   """
   figure, left = pyplot.subplots(figsize=(8, 4.8))
-  places = range(len(points))
-  bottom = [0.0] * len(points)
-  for part, (label, colour) in PART_LOOKS.items():
-    values = [getattr(point, part) for point in points]
-    left.bar(places, values, 0.6, bottom=bottom, label=label, color=colour)
-    bottom = [low + value for low, value in zip(bottom, values)]
-  left.set_xticks(list(places))
-  left.set_xticklabels(["%d" % point.concurrency for point in points])
-  left.set_xlabel("concurrency (requests in flight)")
-  left.set_ylabel("average latency (ms)")
-  left.set_ylim(0, 1.12 * max(bottom))
-  left.set_xlim(-0.6, len(points) - 0.4)
+  _draw_bars(left, points, scales.latency)
   right = left.twinx()
-  throughput = [point.throughput for point in points]
-  right.plot(places, throughput, "-", color="#000000", linewidth=1.6)
-  for place, point in zip(places, points):
-    right.plot([place], [point.throughput], "o", color="#000000",
-               markerfacecolor="#000000" if point.stable else "#ffffff")
-  right.set_ylabel("throughput (sentences/s)")
-  right.set_ylim(0, 1.12 * max(throughput))
+  _draw_throughput(right, points, scales.throughput)
   handles = left.get_legend_handles_labels()[0] + [line_art.Line2D(
       [], [], color="#000000", marker="o", label="throughput (right)")]
   if not all(point.stable for point in points):
-    handles.append(line_art.Line2D(
-        [], [], color="#000000", marker="o", markerfacecolor="#ffffff",
-        linestyle="", label="did not settle"))
+    handles.append(line_art.Line2D([], [], label="did not settle", **_CROSS))
   left.legend(handles=handles, loc="lower center", ncol=4, fontsize=8,
               bbox_to_anchor=(0.5, 1.0), frameon=False)
   figure.suptitle(setting.title, fontsize=10.5, y=0.985)
+  words = "The scales are those of all settings of the sweep. " + words
+  if max(point.latency for point in points) > scales.latency:
+    words = "\u2191: a bar above the sweep's limit is cut. " + words
   figure.tight_layout(rect=(0, _caption(figure, words), 1, 0.99))
   return figure
 
@@ -185,19 +264,22 @@ def draw_setting(setting, points, words):
 
 def _looks(found):
   """Returns ({batch size: colour}, {batching: mark}, {engines: number})."""
+  check_looks(found)
+
   def numbered(values, looks):
-    values = list(dict.fromkeys(values))
-    return {value: looks[number % len(looks)]
-            for number, value in enumerate(values)}
+    return dict(zip(dict.fromkeys(values), looks))
   return (
       numbered(sorted(s.max_batch_size for s in found), _BATCH_COLOURS),
       numbered([s.batching_title for s in sorted(found, key=lambda s: (
           s.batching != STATIC, s.dyn_batching_delay))], _BATCHING_MARKS),
-      numbered(sorted(s.engine_count for s in found), range(4)))
+      numbered(sorted(s.engine_count for s in found),
+               range(len(_ENGINE_FILLS))))
 
 
-def _legend(axes, colours, marks, engines, handles):
+def _legend(axes, looks, handles):
   """Puts a legend of colours, marks and fills right of the axes."""
+  colours, marks, engines = looks
+
   def entry(label, **look):
     look = dict(dict(color="#555555", linestyle=""), **look)
     return line_art.Line2D([], [], label=label, **look)
@@ -216,11 +298,12 @@ def _legend(axes, colours, marks, engines, handles):
               fontsize=8, frameon=False)
 
 
-def _mark_recommended(axes, best, max_latency):
+def _mark_recommended(axes, best, max_latency, tolerance):
   """Marks the best point; returns (its handles, a sentence on it)."""
-  rule = "most sentences/s with an average latency up to %g ms" % max_latency
+  rule = ("of what settled up to %g ms, the lowest latency within %g %% of the "
+          "most sentences/s" % (max_latency, tolerance))
   if best is None:
-    return [], "No point is within the limit (%s)." % rule
+    return [], "No point that settled has a latency up to %g ms." % max_latency
   setting, point = best
   (ring,) = axes.plot([point.throughput], [point.latency], "o", markersize=17,
                       markerfacecolor="none", markeredgecolor="#d00000",
@@ -232,6 +315,44 @@ def _mark_recommended(axes, best, max_latency):
           point.latency))
 
 
+def _write_concurrencies(axes, points, best, colour):
+  """Writes its concurrency at each end of a line, and at the best point."""
+  for place, point in enumerate(points):
+    if point is best:
+      offset = (10, -10)   # clear of the ring
+    elif place == 0:
+      offset = (-6, -6)
+    elif place == len(points) - 1:
+      offset = (6, 6)
+    else:
+      continue
+    axes.annotate("%d" % point.concurrency, (point.throughput, point.latency),
+                  xytext=offset, textcoords="offset points", fontsize=7.5,
+                  color=colour, ha="left" if offset[0] > 0 else "right",
+                  va="bottom" if offset[1] > 0 else "top")
+
+
+def _draw_lines(axes, found, looks, best):
+  """Draws a line a setting; returns handles for what did not settle."""
+  colours, marks, engines = looks
+  for setting, points in found.items():
+    number = engines[setting.engine_count]
+    colour = colours[setting.max_batch_size]
+    axes.plot([point.throughput for point in points],
+              [point.latency for point in points],
+              _ENGINE_LINES[number], linewidth=0.7, markersize=6,
+              marker=marks[setting.batching_title], alpha=0.85,
+              fillstyle=_ENGINE_FILLS[number], color=colour)
+    _write_concurrencies(axes, points, best[1] if best else None, colour)
+  loose = [point for points in found.values() for point in points
+           if not point.stable]
+  if not loose:
+    return []
+  return axes.plot([point.throughput for point in loose],
+                   [point.latency for point in loose], label="did not settle",
+                   **_CROSS)
+
+
 def _logarithmic(axes):
   """Gives latencies that differ much equal room, with plain numbers."""
   axes.set_yscale("log")
@@ -240,31 +361,31 @@ def _logarithmic(axes):
   axes.yaxis.set_minor_formatter(ticker.NullFormatter())
 
 
-def draw_summary(found, max_latency, words):
+def draw_summary(found, max_latency, tolerance, words):
   """Returns the figure of latency against throughput of all settings.
 
   Args:
     found: {Setting: list of Point}.
     max_latency: float, milliseconds; limit of what is recommended.
+    tolerance: float, per cent of throughput that count as equal.
     words: str, what was measured and where.
+
+  Raises:
+    UserError: if there are more settings than looks.
   """
+  looks = _looks(found)
   figure, axes = pyplot.subplots(figsize=(9, 5.6))
-  colours, marks, engines = _looks(found)
-  for setting, points in found.items():
-    number = engines[setting.engine_count]
-    axes.plot([point.throughput for point in points],
-              [point.latency for point in points],
-              _ENGINE_LINES[number], linewidth=0.7, markersize=6,
-              marker=marks[setting.batching_title], alpha=0.85,
-              fillstyle=_ENGINE_FILLS[number],
-              color=colours[setting.max_batch_size])
   latencies = [p.latency for points in found.values() for p in points]
-  best = recommended(found, max_latency)
-  handles, sentence = _mark_recommended(axes, best, max_latency)
+  best = recommended(found, max_latency, tolerance)
+  loose = _draw_lines(axes, found, looks, best)
+  handles, sentence = _mark_recommended(axes, best, max_latency, tolerance)
+  handles += loose
   if max(latencies) > max_latency:
     handles.append(axes.axhline(max_latency, color="#888888", linewidth=1,
                                 linestyle="--",
                                 label="limit, %g ms" % max_latency))
+  # For the numbers at the ends.
+  axes.margins(0.08)
   axes.set_xlim(left=0)
   if max(latencies) > 10 * min(latencies):
     _logarithmic(axes)
@@ -273,9 +394,10 @@ def draw_summary(found, max_latency, words):
   axes.set_xlabel("throughput (sentences/s)")
   axes.set_ylabel("average latency of a request (ms)")
   axes.grid(alpha=0.3)
-  _legend(axes, colours, marks, engines, handles)
-  figure.suptitle("Latency against throughput; a line is a setting, along it "
-                  "the concurrency rises", fontsize=10.5, y=0.985)
+  _legend(axes, looks, handles)
+  figure.suptitle("Latency against throughput; a line is a setting, the "
+                  "numbers at its ends are the concurrency", fontsize=10.5,
+                  y=0.985)
   figure.tight_layout(rect=(0, _caption(figure, sentence + " " + words), 1, 1))
   return figure
 
@@ -300,21 +422,23 @@ def draw(folder, max_latency=None):
     list of str, the pictures' paths, the summary last.
 
   Raises:
-    UserError: if the folder holds no sweep.
+    UserError: if the folder holds no sweep, or more settings than looks.
   """
   said = files.read_json(os.path.join(folder, "sweep.json"), "SWEEP_FOLDER")
   found = read_points(os.path.join(folder, "points.csv"))
   try:
-    words = said["caption"]
-    max_latency = max_latency or float(said["max_latency"])
+    words, own_limit = said["caption"], float(said["max_latency"])
+    tolerance = float(said["identity"]["stability_percentage"])
   except (KeyError, TypeError, ValueError):
     raise UserError("%s/sweep.json is not that of a sweep" % folder)
-  paths = []
+  check_looks(found)
+  paths, scales = [], scales_of(found, own_limit)
   for setting, points in found.items():
     paths.append(os.path.join(folder, setting.name + ".png"))
-    _save(draw_setting(setting, points, words), paths[-1])
+    _save(draw_setting(setting, points, scales, words), paths[-1])
   paths.append(os.path.join(folder, "summary.png"))
-  _save(draw_summary(found, max_latency, words), paths[-1])
+  _save(draw_summary(found, max_latency or own_limit, tolerance, words),
+        paths[-1])
   return paths
 
 
@@ -323,7 +447,7 @@ def main(argv=None):
   parser = argparse.ArgumentParser(
       description="Draws the pictures of a sweep over a server's settings.")
   parser.add_argument("folder", metavar="SWEEP_FOLDER")
-  parser.add_argument("--max_latency", type=float,
+  parser.add_argument("--max_latency", type=perf_client.positive,
                       help="milliseconds; empty: the sweep's own")
   options = parser.parse_args(argv)
   paths = errors.guard(draw, options.folder, options.max_latency)

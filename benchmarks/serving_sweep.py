@@ -344,9 +344,11 @@ def _finish(folder, found, options):
   perf_points.write(os.path.join(folder, "points.csv"),
                     [point for _, point in rows], [said for said, _ in rows])
   serving_figures.draw(folder)
-  best = serving_figures.recommended(found, options.max_latency)
+  best = serving_figures.recommended(found, options.max_latency,
+                                     options.stability_percentage)
   if best is None:
-    print("no point has an average latency up to %g ms" % options.max_latency)
+    print("no point that settled has an average latency up to %g ms"
+          % options.max_latency)
   else:
     print("recommended: %s, concurrency %d: %.1f sentences/s, %.2f ms" % (
         best[0].title, best[1].concurrency, best[1].throughput,
@@ -360,6 +362,7 @@ def run(options):
   logs.set_up(options.log_file)
   settings = settings_of(options.batch_sizes, options.dyn_batching_delays,
                          options.engine_counts)
+  serving_figures.check_looks(settings)
   found, failed = {}, []
   with files.FolderLock(folder):
     perf_client.load_of(options, 1)

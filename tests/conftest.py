@@ -15,7 +15,7 @@ _LONGEST = ["tests/test_%s.py" % name for name in (
     "run_pretraining", "long_runs", "readme", "rank_kills", "ranks", "setup",
     "two_stacks", "preprocessing", "kills", "ranks_squad", "run_squad",
     "trtis_runs", "trtis_server", "trtis_answers", "onnx_export",
-    "serving_figures", "onnx_served", "layouts", "padding", "full_disk",
+    "serving_sweep", "onnx_served", "layouts", "padding", "full_disk",
     "checkpoints")]
 
 

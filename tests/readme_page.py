@@ -114,7 +114,7 @@ NOT_RUN = {
         "--precision fp32 --bert_model data/sample "
         "--init_checkpoint results/my_squad --seq_length 128 "
         "--trtis_model_name my_bert_onnx"],
-    "it measures for minutes; test_serving_figures.py does": [
+    "it measures for minutes; test_serving_sweep.py does": [
         "bash scripts/trtis/run_perf_client.sh --model_name my_bert "
         "--batch_size 8",
         "bash scripts/trtis/generate_figures.sh base 128 fp16 "

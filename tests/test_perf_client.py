@@ -1,6 +1,6 @@
 """perf_analyzer's output and the programs around it: stand-ins, no server.
 
-A real server is measured in test_serving_figures.py.
+A real server is measured in test_serving_sweep.py.
 """
 
 import hashlib

@@ -1,37 +1,22 @@
-"""The sweep over a server's settings: what it measures, keeps and draws.
+"""The pictures of a sweep over a server's settings, and what they recommend.
 
-One short sweep over a real server at the end; how fast it is is not asked.
+The sweep itself has its tests in test_serving_sweep.py.
 """
 
-import csv
 import json
-import os
 import pathlib
-import signal
 import subprocess
 import sys
-import time
 
+from matplotlib import pyplot
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-
-# pylint: disable=wrong-import-position
 import runners
-import trtis_server
-from benchmarks import perf_client
 from benchmarks import perf_points
 from benchmarks import serving_figures
-from benchmarks import serving_sweep
-from launcher_sandbox import clients  # pylint: disable=unused-import
-from launcher_sandbox import one_line
-from launcher_sandbox import site  # pylint: disable=unused-import
-from matplotlib import pyplot
-from utils import model_config
 from utils.errors import UserError
 
 pytestmark = pytest.mark.once
-SAMPLE = runners.ROOT / "data" / "sample"
 PNG = b"\x89PNG"
 
 
@@ -58,21 +43,6 @@ FOUND = {
 }
 
 
-# --- settings ----------------------------------------------------------------
-
-
-def test_settings_of_a_sweep():
-  found = serving_sweep.settings_of([1, 4], [0.0, 2.5], [1, 2])
-  assert [s.name for s in found] == [
-      "static_batch_1_engines_1", "static_batch_4_engines_1",
-      "dynamic_batch_4_delay_0ms_engines_1",
-      "dynamic_batch_4_delay_2.5ms_engines_1",
-      "static_batch_1_engines_2", "static_batch_4_engines_2",
-      "dynamic_batch_4_delay_0ms_engines_2",
-      "dynamic_batch_4_delay_2.5ms_engines_2"]
-  assert len(serving_sweep.settings_of([4, 4], [2.0, 2.0], [1, 1])) == 2
-
-
 def test_titles():
   assert setting("static", 8, 0.0, 2).title == (
       "static batching, requests of 8 sentences, 2 instances")
@@ -81,46 +51,37 @@ def test_titles():
       "sentence, 1 instance")
 
 
-def test_only_the_configuration_changes(tmp_path):
-  before = model_config.ModelSettings(
-      name="bert", platform=model_config.SAVED_MODEL, seq_length=48,
-      max_batch_size=8, delay_ms=0, max_queue_size=0, engine_count=1,
-      mixed_precision=False, xla=False, parameters={"a": "b"})
-  model = tmp_path / "bert"
-  (model / "configs").mkdir(parents=True)
-  places = {"gpu": model / "config.pbtxt", "cpu": model / "configs/cpu.pbtxt"}
-  for kind, path in places.items():
-    path.write_text(model_config.text(before, kind))
-  serving_sweep.configure(str(tmp_path), setting(size=4, delay=2.5, engines=3))
-  for kind, path in places.items():
-    assert model_config.read(path.read_text(), "x") == (before._replace(
-        max_batch_size=4, delay_ms=2.5, engine_count=3), kind)
-  serving_sweep.configure(str(tmp_path), setting("static", 2, 0.0, 1))
-  for kind, path in places.items():
-    text = path.read_text()
-    assert "dynamic_batching" not in text
-    assert model_config.read(text, "x") == (
-        before._replace(max_batch_size=2), kind)
-
-
-def test_delay_of_zero_is_dynamic_all_the_same(tmp_path):
-  (tmp_path / "bert").mkdir()
-  path = tmp_path / "bert" / "config.pbtxt"
-  path.write_text('max_batch_size: 8 instance_group { count: 1 }')
-  serving_sweep.configure(str(tmp_path), setting(delay=0.0))
-  assert "dynamic_batching" in path.read_text()
-
-
 # --- recommendation ----------------------------------------------------------
 
 
 def test_most_sentences_within_the_limit_are_recommended():
-  best = serving_figures.recommended(FOUND, 100.0)
-  # Of two that are as fast the first.
+  best = serving_figures.recommended(FOUND, 100.0, 10.0)
+  # Of two that are as fast the sooner.
   assert best == (setting(), FOUND[setting()][1])
-  assert serving_figures.recommended(FOUND, 500.0)[1].throughput == 90.0
-  assert serving_figures.recommended(FOUND, 66.0) == best
-  assert serving_figures.recommended(FOUND, 10.0) is None
+  assert serving_figures.recommended(FOUND, 66.0, 10.0) == best
+  assert serving_figures.recommended(FOUND, 10.0, 10.0) is None
+
+
+def test_what_did_not_settle_is_not_recommended():
+  best = FOUND[setting()][1]
+  assert serving_figures.recommended(FOUND, 500.0, 10.0)[1] == best
+  settled = {setting(): [p._replace(stable=True) for p in FOUND[setting()]]}
+  assert serving_figures.recommended(settled, 500.0, 10.0)[1].throughput == 90.0
+  loose = {setting(): [p._replace(stable=False) for p in FOUND[setting()]]}
+  assert serving_figures.recommended(loose, 500.0, 10.0) is None
+
+
+def test_of_what_is_as_fast_within_the_tolerance_the_soonest_is_recommended():
+  points = [point(1, 80.0, 40.0), point(2, 90.0, 60.0), point(4, 100.0, 300.0),
+            point(8, 130.0, 50.0, stable=False), point(16, 120.0, 600.0)]
+  found = {setting(): points}
+  for tolerance, concurrency in ((5.0, 4), (10.0, 2), (19.0, 2), (20.0, 1)):
+    assert serving_figures.recommended(
+        found, 500.0, tolerance)[1].concurrency == concurrency
+  # The most is that within the limit: 120 is above it, or is not.
+  assert serving_figures.recommended(found, 600.0, 10.0)[1].concurrency == 16
+  equal = {setting(): [point(1, 95.0, 40.0), point(2, 100.0, 40.0)]}
+  assert serving_figures.recommended(equal, 50.0, 10.0)[1].concurrency == 2
 
 
 # --- pictures ----------------------------------------------------------------
@@ -128,7 +89,9 @@ def test_most_sentences_within_the_limit_are_recommended():
 
 def test_picture_of_a_setting():
   points = FOUND[setting()]
-  figure = serving_figures.draw_setting(setting(), points, "on a machine")
+  scales = serving_figures.scales_of(FOUND, 500.0)
+  figure = serving_figures.draw_setting(setting(), points, scales,
+                                        "on a machine")
   left, right = figure.axes
   assert [bar.get_label() for bar in left.containers] == [
       "client send", "network", "server queue", "server compute",
@@ -143,20 +106,83 @@ def test_picture_of_a_setting():
     assert [bar.get_y() for bar in bars] == pytest.approx(
         [sum(heights[:n]) for n in range(len(heights))])
   assert [text.get_text() for text in left.get_xticklabels()] == [
-      "1", "4", "16"]
+      "1\n50 ms", "4\n66 ms", "16\n177 ms"]
   assert list(right.lines[0].get_ydata()) == [20.0, 60.0, 90.0]
+  assert crossed(right) == [(2, 90.0)]
   assert "ms" in left.get_ylabel() and "sentences/s" in right.get_ylabel()
   legend = [text.get_text() for text in left.get_legend().get_texts()]
   assert legend[5:] == ["throughput (right)", "did not settle"]
-  assert figure.texts and "on a machine" in [
-      text.get_text() for text in figure.texts]
+  assert ("The scales are those of all settings of the sweep. on a machine"
+          in words_of(figure))
   assert len(set(bar.patches[0].get_facecolor()
                  for bar in left.containers)) == 5
   pyplot.close(figure)
 
 
+def test_all_settings_have_the_same_scales():
+  """Without what is above the limit, whose bars are cut."""
+  scales = serving_figures.scales_of(FOUND, 140.0)
+  assert 133.0 < scales.latency < 177.0 and scales.throughput > 90.0
+  for one, points in FOUND.items():
+    figure = serving_figures.draw_setting(one, points, scales, "")
+    left, right = figure.axes
+    assert left.get_ylim() == (0, scales.latency)
+    assert right.get_ylim() == (0, scales.throughput)
+    cut = [label.get_text() for label in left.get_xticklabels()
+           if "\u2191" in label.get_text()]
+    assert cut == (["16\n177 ms \u2191"] if one == setting() else [])
+    assert ("a bar above the sweep's limit is cut" in words_of(figure)) == bool(
+        cut)
+    pyplot.close(figure)
+  # Where all are above it, none is cut.
+  assert serving_figures.scales_of(FOUND, 1.0).latency > 177.0
+
+
+def test_parts_that_cannot_be_seen_say_so():
+  """Those below one per cent at each concurrency."""
+  points = [one._replace(network=share * one.latency,
+                         client_receive=.005 * one.latency)
+            for one, share in zip(FOUND[setting()], (.009, .009, .011))]
+  scales = serving_figures.scales_of(FOUND, 500.0)
+  figure = serving_figures.draw_setting(setting(), points, scales, "")
+  assert [bar.get_label() for bar in figure.axes[0].containers] == [
+      "client send", "network", "server queue", "server compute",
+      "client receive, < 1 %"]
+  pyplot.close(figure)
+
+
+def test_more_settings_than_looks_are_refused(tmp_path):
+  write_sweep(tmp_path, {setting(engines=n): [point(1, 2.0, 3.0)]
+                         for n in range(1, 6)})
+  with pytest.raises(UserError, match="up to 4 instance counts apart"):
+    serving_figures.draw(str(tmp_path))
+  assert not list(tmp_path.glob("*.png"))
+
+
+def test_each_setting_of_a_summary_looks_different():
+  found = {setting(size=size, engines=engines, delay=delay): [
+      point(1, 20.0, 50.0)] for size in range(1, 9) for engines in range(1, 5)
+           for delay in range(10)}
+  figure = serving_figures.draw_summary(found, 1.0, 10.0, "")
+  looks = {(line.get_color(), line.get_marker(), line.get_fillstyle(),
+            line.get_linestyle()) for line in figure.axes[0].lines[:len(found)]}
+  assert len(looks) == len(found) == 320
+  pyplot.close(figure)
+
+
+def crossed(axes):
+  """Places of crosses."""
+  return [place for line in axes.lines if line.get_marker() == "x"
+          for place in zip(line.get_xdata(), line.get_ydata())]
+
+
+def words_of(figure):
+  """All that is written below the axes and above them."""
+  return " ".join(text.get_text() for text in figure.texts).replace("\n", " ")
+
+
 def test_summary_has_all_points_and_marks_one():
-  figure = serving_figures.draw_summary(FOUND, 100.0, "on a machine")
+  figure = serving_figures.draw_summary(FOUND, 100.0, 10.0, "on a machine")
   (axes,) = figure.axes
   drawn = [(list(line.get_xdata()), list(line.get_ydata()))
            for line in axes.lines]
@@ -165,20 +191,27 @@ def test_summary_has_all_points_and_marks_one():
             [p.latency for p in points]) in drawn
   assert drawn.count(([60.0], [66.0])) == 1   # the ring
   legend = [text.get_text() for text in axes.get_legend().get_texts()]
-  for words in ("recommended", "limit, 100 ms", "static",
+  for words in ("recommended", "limit, 100 ms", "static", "did not settle",
                 "dynamic, 5 ms delay", "1", "2", "8"):
     assert words in legend
-  caption = " ".join(text.get_text() for text in figure.texts).replace(
-      "\n", " ")
-  assert ("Recommended (most sentences/s with an average latency up to 100 "
-          "ms): dynamic batching up to 8 sentences, delay 5 ms, requests of 1 "
-          "sentence, 1 instance, concurrency 4: 60 sentences/s, 66 ms."
-          in caption)
-  assert "on a machine" in caption
+  assert crossed(axes) == [(90.0, 177.0)]
+  assert ("Recommended (of what settled up to 100 ms, the lowest latency "
+          "within 10 % of the most sentences/s): dynamic batching up to 8 "
+          "sentences, delay 5 ms, requests of 1 sentence, 1 instance, "
+          "concurrency 4: 60 sentences/s, 66 ms. on a machine"
+          in words_of(figure))
+  # Both ends of each line and the recommended point.
+  assert sorted((text.xy, text.get_text()) for text in axes.texts) == sorted(
+      ((p.throughput, p.latency), "%d" % p.concurrency)
+      for points in FOUND.values() for p in points
+      if p in (points[0], points[-1], FOUND[setting()][1]))
   pyplot.close(figure)
-  figure = serving_figures.draw_summary(FOUND, 1.0, "")
-  assert "No point is within the limit" in " ".join(
-      text.get_text() for text in figure.texts).replace("\n", " ")
+  figure = serving_figures.draw_summary(
+      {setting("static"): FOUND[setting("static", 1, 0.0)]}, 1.0, 10.0, "")
+  assert "No point that settled has a latency up to 1 ms." in words_of(figure)
+  assert not crossed(figure.axes[0])
+  assert "did not settle" not in [
+      text.get_text() for text in figure.axes[0].get_legend().get_texts()]
   pyplot.close(figure)
 
 
@@ -191,8 +224,9 @@ def boxes(figure):
 
 @pytest.mark.parametrize("draw", [
     lambda words: serving_figures.draw_setting(
-        setting(), FOUND[setting()], words),
-    lambda words: serving_figures.draw_summary(FOUND, 100.0, words)])
+        setting(), FOUND[setting()], serving_figures.scales_of(FOUND, 100.0),
+        words),
+    lambda words: serving_figures.draw_summary(FOUND, 100.0, 10.0, words)])
 def test_words_do_not_overlap(draw):
   figure = draw("A machine with a very long name indeed, 64 cores; " * 4)
   figure.canvas.draw()
@@ -209,7 +243,8 @@ def write_sweep(folder, found=None):
   perf_points.write(str(folder / "points.csv"), [p for _, p in rows],
                     [s._asdict() for s, _ in rows])
   (folder / "sweep.json").write_text(json.dumps(
-      {"caption": "on a machine", "max_latency": 100}))
+      {"caption": "on a machine", "max_latency": 100,
+       "identity": {"stability_percentage": 10.0}}))
 
 
 def test_pictures_are_drawn_again(tmp_path):
@@ -231,302 +266,3 @@ def test_folder_without_a_sweep(tmp_path):
   (tmp_path / "sweep.json").write_text("[]")
   with pytest.raises(UserError, match="not that of a sweep"):
     serving_figures.draw(str(tmp_path))
-
-
-# --- going on ----------------------------------------------------------------
-
-
-def options_of(folder, **changes):
-  """The options of a sweep over two settings, read as the program does."""
-  values = dict(
-      output_dir=str(folder), predict_file="q.json", vocab_file="v.txt",
-      bert_model="mine", seq_length=48, init_checkpoint="c",
-      export_python="python", export_flag="--use_fp16=false", batch_sizes="4",
-      dyn_batching_delays="2", engine_counts="1", concurrencies="1,2,8",
-      max_latency=100)
-  values.update(changes)
-  return serving_sweep.parse(["--%s=%s" % item for item in values.items()])
-
-
-class Bench(object):
-  """Stands in for export, server and perf_analyzer; counts what was done."""
-
-  def __init__(self, monkeypatch):
-    self.started, self.measured, self.broken = [], [], None
-    monkeypatch.setattr(serving_sweep, "export",
-                        lambda folder, options, largest: "repository")
-    monkeypatch.setattr(serving_sweep.Sweep, "_start", self.start)
-    monkeypatch.setattr(perf_client, "measure", self.measure)
-
-  def start(self, unused_stack, which):
-    if which.name == self.broken:
-      raise UserError("out of memory")
-    self.started.append(which.name)
-    return which.name
-
-  def measure(self, server, load, unused_inputs, concurrency, unused_log):
-    self.measured.append((server, load.batch_size, concurrency))
-    return (point(concurrency, 20.0 * concurrency, 30.0 * concurrency),
-            "Concurrency\n%d\n" % concurrency)
-
-
-STATIC = "static_batch_4_engines_1"
-DYNAMIC = "dynamic_batch_4_delay_2ms_engines_1"
-
-
-def prepare_points(folder):
-  for name in (STATIC, DYNAMIC):
-    (folder / "points" / name).mkdir(parents=True)
-
-
-def test_a_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
-  bench = Bench(monkeypatch)
-  prepare_points(tmp_path)
-  serving_sweep.run(options_of(tmp_path, concurrencies="1"))
-  # Requests of four sentences, or of one where the server makes the batches.
-  assert bench.measured == [(STATIC, 4, 1), (DYNAMIC, 1, 1)]
-  capsys.readouterr()
-  os.remove(str(tmp_path / "points" / DYNAMIC / "concurrency_1.csv"))
-  del bench.measured[:], bench.started[:]
-  serving_sweep.run(options_of(tmp_path))
-  assert bench.measured == [(STATIC, 4, 2), (STATIC, 4, 8), (DYNAMIC, 1, 1),
-                            (DYNAMIC, 1, 2), (DYNAMIC, 1, 8)]
-  assert bench.started == [STATIC, DYNAMIC]
-  # Of three concurrencies the last is over the limit of 100 ms.
-  assert capsys.readouterr().out == (
-      "recommended: static batching, requests of 4 sentences, 1 instance, "
-      "concurrency 2: 40.0 sentences/s, 60.00 ms\n")
-  del bench.started[:]
-  serving_sweep.run(options_of(tmp_path))
-  assert not bench.started
-  assert (tmp_path / (STATIC + "_analyzer.csv")).read_text() == (
-      "Concurrency\n1\n2\n8\n")
-  assert len(perf_points.read(str(tmp_path / "points.csv"))) == 6
-
-
-def test_a_setting_that_fails_leaves_the_others_alone(tmp_path, monkeypatch):
-  bench = Bench(monkeypatch)
-  bench.broken = STATIC
-  prepare_points(tmp_path)
-  with pytest.raises(UserError, match="1 of 2 settings failed: " + STATIC):
-    serving_sweep.run(options_of(tmp_path))
-  assert (tmp_path / (DYNAMIC + ".png")).exists()
-  assert not (tmp_path / (STATIC + ".png")).exists()
-
-
-@pytest.mark.parametrize("change", [
-    dict(seq_length=64), dict(init_checkpoint="d"), dict(predict_file="r"),
-    dict(measurement_interval=7), dict(export_flag="--use_fp16=true")])
-def test_points_of_other_things_are_not_mixed(tmp_path, change):
-  serving_sweep.open_sweep(str(tmp_path), options_of(tmp_path))
-  with pytest.raises(UserError, match="was begun with another %s: .*--run_dir"
-                                      % list(change)[0]):
-    serving_sweep.open_sweep(str(tmp_path), options_of(tmp_path, **change))
-
-
-def checkpoint(folder, step, words):
-  """Writes what looks like the files of a checkpoint; returns its prefix."""
-  folder.mkdir(exist_ok=True)
-  for end in ("index", "data-00000-of-00001"):
-    (folder / ("model.ckpt-%d.%s" % (step, end))).write_text(words)
-  return folder / ("model.ckpt-%d" % step)
-
-
-@pytest.mark.parametrize("path, steps", [
-    # Of a folder the newest; beside a prefix others may come and go.
-    ("run", [12, 100]), ("run/model.ckpt", [12, 100]),
-    ("run/model.ckpt-9", [9])])
-def test_points_of_a_run_that_has_trained_on_are_not_mixed(
-    tmp_path, path, steps):
-  folder = tmp_path / "run [1]"
-  path = str(tmp_path / path.replace("run", "run [1]"))
-  checkpoint(folder, 9, "nine")
-  options = options_of(tmp_path / "sweep", init_checkpoint=path)
-  (tmp_path / "sweep").mkdir()
-  for step in steps:
-    serving_sweep.open_sweep(options.output_dir, options)
-    serving_sweep.open_sweep(options.output_dir, options)
-    checkpoint(folder, step, "longer than before, " + str(step))
-    with pytest.raises(UserError, match="with another init_checkpoint: "):
-      serving_sweep.open_sweep(options.output_dir, options)
-    os.remove(os.path.join(options.output_dir, "sweep.json"))
-  serving_sweep.open_sweep(options.output_dir, options)
-  checkpoint(folder, 10, "of a folder an older one, beside a prefix another")
-  serving_sweep.open_sweep(options.output_dir, options)
-
-
-def test_same_size_but_later_is_another_checkpoint(tmp_path):
-  prefix = str(checkpoint(tmp_path, 3, "x"))
-  before = serving_sweep.weights_of(prefix)
-  assert sorted(before) == [prefix + ".data-00000-of-00001", prefix + ".index"]
-  os.utime(prefix + ".index", (1, 1))
-  assert serving_sweep.weights_of(prefix) != before
-  assert serving_sweep.weights_of(str(tmp_path / "none")) == {}
-
-
-def test_caption_says_machine_and_model(tmp_path):
-  serving_sweep.open_sweep(str(tmp_path), options_of(tmp_path))
-  said = json.loads((tmp_path / "sweep.json").read_text())["caption"]
-  assert said.startswith("BERT mine, 48 tokens, fp16, SavedModel, on ")
-  assert serving_sweep.machine("") in said and "core" in said
-  assert serving_sweep.machine("A GPU").startswith("A GPU (")
-
-
-# --- launcher ----------------------------------------------------------------
-
-
-def dry(site, *words):  # pylint: disable=redefined-outer-name
-  """(options as the sweep reads them, stderr) of the launcher's command."""
-  done = site.run("trtis/generate_figures.sh", "--dry_run", *words)
-  assert done.returncode == 0, done.stderr
-  line = subprocess.check_output(
-      ["bash", "-c", "printf '%s\\0' " + done.stdout.splitlines()[-1]])
-  return serving_sweep.parse(
-      line.decode("utf-8").split("\0")[2:-1]), done.stderr
-
-
-def test_launcher_by_position(clients):
-  found, _ = dry(clients, "mine", "64", "fp32", "my results/tuned",
-                 "--batch_sizes=8,1", "--dyn_batching_delays", "0,2.5",
-                 "--engine_counts=3", "--concurrencies=2,4", "--max_latency=9",
-                 "--measurement_interval=700", "--stability_percentage=50",
-                 "--max_trials=3", "--doc_stride=20", "--run_dir=r",
-                 "--export_format=onnx")
-  model = str(clients.data / "pretrained_models_google/mine")
-  assert found.output_dir == str(clients.home / "r")
-  assert found.init_checkpoint == str(clients.results / "tuned")
-  assert (found.bert_model, found.seq_length) == ("mine", 64)
-  assert found.batch_sizes == [8, 1] and found.engine_counts == [3]
-  assert found.dyn_batching_delays == [0.0, 2.5]
-  assert found.concurrencies == [2, 4] and found.max_latency == 9
-  assert (found.measurement_interval, found.stability_percentage,
-          found.max_trials, found.doc_stride) == (700, 50.0, 3, 20)
-  assert found.vocab_file == [model + "/vocab.txt"]
-  assert found.export_python == clients.env["BERT_PYTHON"]
-  assert found.export_format == "onnx"
-  for words in ("--max_seq_length=64", "--use_fp16=false",
-                "--vocab_file=%s/vocab.txt" % model,
-                "--bert_config_file=%s/bert_config.json" % model):
-    assert words in found.export_flag
-
-
-def test_launcher_on_a_cpu(clients):
-  found, said = dry(clients, "--init_checkpoint=my results/tuned",
-                    "--precision=fp16")
-  assert found.precision == "fp32" and "on a CPU computes in fp32" in said
-  assert found.doc_stride == 64 and found.device == ""
-
-
-@pytest.mark.parametrize("words, said", [
-    ([], "--init_checkpoint has to be given"),
-    (["--init_checkpoint=c", "--dyn_batching_delays=x"], "0 or more"),
-    (["--init_checkpoint=c", "--engine_counts=0"], "whole number above 0")])
-def test_launcher_refuses(clients, words, said):
-  assert said in one_line(clients.run("trtis/generate_figures.sh", *words), 2)
-
-
-# --- a real server -----------------------------------------------------------
-
-
-def processes_of(folder):
-  """Command lines of servers over a folder's models."""
-  found = []
-  for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-    try:
-      line = path.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-    except OSError:
-      continue
-    if "tritonserver" in line and str(folder) in line:
-      found.append(line)
-  return found
-
-
-@pytest.fixture(scope="module")
-def sweep(tmp_path_factory):
-  """(folder, words) of a sweep over a tiny model that was stopped once."""
-  trtis_server.environment("client")
-  trtis_server.environment("serving")
-  home = tmp_path_factory.mktemp("sweep")
-  (home / "model").mkdir()
-  config = json.loads((SAMPLE / "bert_config.json").read_text())
-  config.update(hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-                intermediate_size=64)
-  (home / "model" / "bert_config.json").write_text(json.dumps(config))
-  (home / "model" / "vocab.txt").write_bytes(
-      (SAMPLE / "vocab.txt").read_bytes())
-  result = runners.call("run_squad", dict(
-      bert_config_file=home / "model" / "bert_config.json",
-      vocab_file=home / "model" / "vocab.txt", output_dir=home / "run",
-      train_file=SAMPLE / "train-v1.1.json", do_train=True,
-      num_train_epochs=0.02, max_seq_length=48, max_query_length=16,
-      cache_dir=home / "cache"))
-  assert result.status == 0, result.err
-  command = [
-      "bash", str(runners.ROOT / "scripts/trtis/generate_figures.sh"),
-      str(home / "model"), "48", "fp32", str(home / "run"), "--batch_sizes=4",
-      "--dyn_batching_delays=20", "--engine_counts=1", "--concurrencies=1,4",
-      "--measurement_interval=400", "--stability_percentage=400",
-      "--max_trials=5", "--max_latency=60000",
-      "--run_dir=%s" % (home / "sweep")]
-  env = dict(os.environ, BERT_PYTHON=sys.executable, RESULTS_DIR=str(home))
-  kept = stopped_once(command, env, home / "sweep")
-  done = subprocess.run(command, env=env, stdout=subprocess.PIPE,
-                        stderr=subprocess.PIPE, universal_newlines=True,
-                        timeout=400)
-  assert done.returncode == 0, done.stderr
-  assert kept[0].stat().st_mtime_ns == kept[1]
-  return home / "sweep", done
-
-
-def stopped_once(command, env, folder):
-  """Ends a sweep behind its first point; returns (its path, its time)."""
-  process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE,
-                             universal_newlines=True)
-  first = folder / "points" / STATIC / "concurrency_1.csv"
-  deadline = time.time() + 300
-  while not first.exists():
-    assert process.poll() is None, process.stderr.read()
-    assert time.time() < deadline
-    time.sleep(0.05)
-  process.send_signal(signal.SIGTERM)
-  process.communicate(timeout=120)
-  assert process.returncode == 143
-  # The server does not outlive it.
-  assert not processes_of(folder)
-  return first, first.stat().st_mtime_ns
-
-
-def test_real_sweep_leaves_tables_and_pictures(sweep):
-  folder, done = sweep
-  dynamic = DYNAMIC.replace("2ms", "20ms")
-  for name in (STATIC, dynamic):
-    assert (folder / (name + ".png")).read_bytes().startswith(PNG)
-    with open(str(folder / (name + "_analyzer.csv"))) as stream:
-      rows = list(csv.DictReader(stream))
-    assert [row["Concurrency"] for row in rows] == ["1", "4"]
-    assert "Server Queue" in rows[0]
-  assert (folder / "summary.png").read_bytes().startswith(PNG)
-  assert done.stdout.splitlines()[-1].startswith("recommended: ")
-  found = serving_figures.read_points(str(folder / "points.csv"))
-  assert [s.name for s in found] == [STATIC, dynamic]
-  for points in found.values():
-    assert [p.concurrency for p in points] == [1, 4]
-    for one in points:
-      parts = sum(getattr(one, part) for part in perf_points.PARTS)
-      assert abs(parts - one.latency) <= 0.01 and one.latency > 0
-      assert one.throughput > 0 and one.sentences > 0
-  assert not processes_of(folder)
-
-
-def test_real_server_puts_requests_together(sweep):
-  """Its own statistics: sentences against executions of the model."""
-  folder, _ = sweep
-  static, dynamic = serving_figures.read_points(
-      str(folder / "points.csv")).values()
-  for one in static:
-    assert one.batch_size == 4 and one.executed_batch == 4.0
-  for one in dynamic:
-    assert one.batch_size == 1 and one.executions > 0
-  assert dynamic[0].executed_batch == 1.0
-  # Four wait for one another for 20 ms, most of the time at least.
-  assert 1.5 < dynamic[1].executed_batch <= 4.0
