@@ -379,7 +379,6 @@ def draw_summary(found, max_latency, tolerance, words):
   best = recommended(found, max_latency, tolerance)
   loose = _draw_lines(axes, found, looks, best)
   handles, sentence = _mark_recommended(axes, best, max_latency, tolerance)
-  handles += loose
   if max(latencies) > max_latency:
     handles.append(axes.axhline(max_latency, color="#888888", linewidth=1,
                                 linestyle="--",
@@ -391,6 +390,7 @@ def draw_summary(found, max_latency, tolerance, words):
     _logarithmic(axes)
   else:
     axes.set_ylim(bottom=0)
+  handles += loose
   axes.set_xlabel("throughput (sentences/s)")
   axes.set_ylabel("average latency of a request (ms)")
   axes.grid(alpha=0.3)
