@@ -6,6 +6,7 @@ on the command line (--question, --context), or as they are typed at a prompt
 TensorFlow: it runs on what requirements-client.txt holds.
 """
 
+import codecs
 import contextlib
 import json
 import os
@@ -134,9 +135,20 @@ def _check_what_is_asked(config):
     squad_data.check_context(config.context)
 
 
+def _readable(text):
+  """Returns a word of the command line as text that can be written again.
+
+  Bytes of another encoding are in it as halves of characters, which are none.
+  """
+  return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def config_from_flags():
   """Returns the validated ClientConfig of the command line."""
   values = flags.FLAGS.flag_values_dict()
+  for name in ("question", "context"):
+    if values[name] is not None:
+      values[name] = _readable(values[name])
   values["cache_dir"] = squad_task.cache_dir(values)
   values["trtis_server_url"] = serving_client.address(
       values["trtis_server_url"], values["protocol"])
@@ -209,7 +221,8 @@ def _output(config):
         config.output_dir, serving_logits.FILE))
     files.write_json(os.path.join(config.output_dir, "client_config.json"), {
         "runner": "run_squad_trtis_client.py",
-        "settings": dict(config._asdict()), "command": sys.argv})
+        "settings": dict(config._asdict()),
+        "command": [_readable(word) for word in sys.argv]})
     yield
 
 
@@ -237,7 +250,9 @@ def _answer(session):
   if config.question is not None:
     answers = serving_answers.answer_typed(
         session, config.question, config.context)
-    return json.dumps(serving_answers.described(answers), ensure_ascii=False)
+    is_plain = codecs.lookup(sys.stdout.encoding).name != "utf-8"
+    return json.dumps(
+        serving_answers.described(answers), ensure_ascii=is_plain)
   scores = serving_answers.answer_file(session)
   return squad_score.final_line(scores) if scores else None
 

@@ -147,10 +147,12 @@ NOT_RUN = {
         "--predict_file data/sample/dev-v1.1.json --run_dir "
         "results/my_served_answers"],
     "it asks a server and waits for what is typed": [
-        ".venv/client/bin/python run_squad_trtis_client.py "
-        "--trtis_model_name=my_bert --vocab_file=data/sample/vocab.txt "
-        "--question=\"Where does Anna live?\" "
-        "--context=\"Anna lives in Oslo.\"",
+        "bash scripts/trtis/run_client.sh --bert_model data/sample "
+        "--seq_length 128 --trtis_model_name my_bert "
+        "--question \"Where does Anna live?\" "
+        "--context \"Anna lives in Oslo.\"",
+        "bash scripts/trtis/run_client.sh --bert_model data/sample "
+        "--seq_length 128 --trtis_model_name my_bert --interactive",
         ".venv/client/bin/python run_squad_trtis_client.py --interactive "
         "--trtis_model_name=my_bert --vocab_file=data/sample/vocab.txt"],
 }

@@ -34,9 +34,13 @@ def converse(session):
   A first line is the passage unless --context is one; an empty line asks for
   another passage.
   """
+  # What is pasted may be of another encoding; that is no reason to end.
+  for stream in (sys.stdin, sys.stdout):
+    stream.reconfigure(errors="replace")
   context = session.config.context
   while True:
-    line = _typed("passage> " if context is None else "question> ")
+    line = _typed(
+        "passage (one line)> " if context is None else "question> ")
     if line is None:
       return
     if context is None:

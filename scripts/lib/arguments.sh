@@ -146,6 +146,8 @@ split_words() {
           values+=("${1#*=}")
         elif (($# > 1)) && [[ $2 != --* ]]; then
           values+=("$2"); shift
+        elif [[ ${argument_kind[$name]-} == flag* ]]; then
+          values+=(true)   # a switch by itself
         else
           usage_error "$1 needs a value"
         fi ;;

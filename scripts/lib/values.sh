@@ -2,9 +2,9 @@
 # Values of arguments: their kinds, checks and spellings; sourced by lib.sh.
 #
 # Kinds: count (1, 2, ...), whole (0, 1, ...), number (above 0), delay (0 or
-# above), fraction (0 to 1), flag (true or false), precision, text, path, paths
-# (globs joined by commas) and choice:a|b. "?" behind a kind allows the empty
-# value.
+# above), real (any number), fraction (0 to 1), flag (true or false), precision,
+# text, path, paths (globs joined by commas) and choice:a|b. "?" behind a kind
+# allows the empty value.
 
 absolute() {
   # Path $1 as seen from the caller's folder, into REPLY, in the one spelling by
@@ -71,6 +71,10 @@ check_value() {
       if [[ $value =~ ^(-1|0+(\.0*)?|\.0+)$ ]]; then REPLY=0; return 0; fi
       check_value number "$value" && return 0
       REPLY='a number, 0 or more' ;;
+    real)
+      [[ $value =~ ^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$ ]] &&
+        return 0
+      REPLY='a number' ;;
     fraction)
       [[ $value =~ ^(0?\.[0-9]+|[01]\.0*|[01])$ ]] && return 0
       REPLY='a number from 0 to 1' ;;

@@ -19,6 +19,8 @@ set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
 # shellcheck source=scripts/lib/server.sh
 source "$root/scripts/lib/server.sh"
+# shellcheck source=scripts/lib/client.sh
+source "$root/scripts/lib/client.sh"
 
 init_checkpoint=$results_dir/model.ckpt batch_size=8 precision=fp16 use_xla=true
 seq_length=384 doc_stride=128 bert_model=large squad_version=1.1
@@ -57,7 +59,9 @@ protocol choice:grpc|http what the client speaks
 start_timeout count seconds to wait for the server
 do_lower_case flag? lower-case the text; empty: as the vocabulary says
 END
+client_options
 parse_arguments "$@"
+settle_query_length
 
 scripts=$root/scripts/trtis common=() child=''
 [[ -z $stack ]] || export BERT_STACK=$stack
@@ -100,7 +104,9 @@ then
     "$trtis_model_repository/$trtis_model_name/$trtis_version_name"
 fi
 if [[ -z $trtis_server_url ]]; then start_server; fi
-if [[ -n $predict_file ]]; then common+=("--predict_file=$predict_file"); fi
+flags=("${common[@]}")
+add_stated "${request_names[@]}" "${answer_names[@]}"
+if [[ -n $predict_file ]]; then flags+=("--predict_file=$predict_file"); fi
 step bash "$scripts/run_client.sh" "$batch_size" "$seq_length" "$doc_stride" \
   "$trtis_version_name" "$trtis_model_name" "$bert_model" "$squad_version" \
-  "--trtis_server_url=$trtis_server_url" "--protocol=$protocol" "${common[@]}"
+  "--trtis_server_url=$trtis_server_url" "--protocol=$protocol" "${flags[@]}"
