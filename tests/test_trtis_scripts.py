@@ -7,14 +7,20 @@ import contextlib
 import http.server
 import os
 import pathlib
+import pty
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
+
+import processes
+import trtis_server
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 WAIT = "scripts/trtis/wait_for_trtis_server.sh"
@@ -22,6 +28,37 @@ LAUNCH = "scripts/trtis/launch_server.sh"
 DOCKER = "scripts/docker/launch_server.sh"
 IMAGE = "nvcr.io/nvidia/tritonserver:23.03-py3"
 GPU = "#!/bin/sh\necho 'GPU 0: Test'\n"
+FP16 = 'name: "auto_mixed_precision"\n'
+KERNELS = """parameters {
+  key: "fused_ops_library"
+  value {
+    string_value: "%s"
+  }
+}
+"""
+# An engine whose containers, one a label, are processes. They run on whatever
+# becomes of its client, and hear of its signals, as real ones.
+ENGINE = """#!/bin/bash
+case $1 in
+  run)
+    while [[ $1 != mine:1 ]]; do
+      [[ $1 != --label ]] || label=$2
+      shift
+    done
+    setsid "${@:2}" &
+    echo $! >"$ENGINE/$label.new"
+    mv "$ENGINE/$label.new" "$ENGINE/$label"
+    trap "kill -TERM $!" TERM
+    wait $!
+    wait $! ;;
+  ps) ls "$ENGINE" | grep -Fx "${5#label=}" ;;
+  stop) for id in "${@:4}"; do kill -TERM "$(cat "$ENGINE/$id")"; done ;;
+esac
+"""
+SERVER = """#!/bin/sh
+[ "$1" != say ] || exec printf '%s\\n' "$LD_PRELOAD" "$LD_LIBRARY_PATH"
+exec sleep 1000
+"""
 # The serving half's scripts, and what they source.
 SCRIPTS = sorted(
     [path.name for path in (ROOT / "scripts" / "trtis").glob("*.sh")])
@@ -39,6 +76,13 @@ def run(script, *words, **variables):
       stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
       universal_newlines=True, timeout=120, env=dict(env, **variables))
   return done.returncode, done.stdout, done.stderr
+
+
+def wait_until(condition):
+  deadline = time.time() + 60
+  while not condition():
+    assert time.time() < deadline
+    time.sleep(0.02)
 
 
 # -- Waiting
@@ -108,6 +152,33 @@ def test_nobody_answers(tmp_path):
   assert "nothing answers at 127.0.0.1:%d after 1 s" % port in line
 
 
+def test_ctrl_c_ends_the_waiting():
+  with socket.socket() as silent:
+    silent.bind(("127.0.0.1", 0))
+    silent.listen(5)
+    process, terminal = pty.fork()
+    if not process:
+      os.execvp("bash", ["bash", str(ROOT / WAIT), "127.0.0.1", "--http_port",
+                         str(silent.getsockname()[1]), "--timeout", "600"])
+    silent.settimeout(60)
+    connection, _ = silent.accept()  # so it is waiting for an answer
+    with connection:
+      os.write(terminal, b"\x03")
+      try:
+        wait_until(lambda: not processes.running(process))
+      finally:
+        os.kill(process, signal.SIGKILL)
+        status = os.waitpid(process, 0)[1]
+        os.close(terminal)
+  assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGINT
+
+
+def test_waits_at_an_address_of_ipv6():
+  status, out, _ = run(WAIT, "::1", "--dry_run")
+  assert status == 0 and "http://[::1]:8000/" in out
+  assert run(WAIT, "[::1]", "--dry_run")[1] == out
+
+
 @contextlib.contextmanager
 def ended_process(zombie):
   """Yields the id of a process that has ended, asked after or not."""
@@ -143,7 +214,7 @@ def _machine(tmp_path):
     (programs / name).chmod(0o755)
   model = tmp_path / "my results" / "trtis_models" / "bert"
   (model / "configs").mkdir(parents=True)
-  (model / "config.pbtxt").write_text('name: "auto_mixed_precision"\n')
+  (model / "config.pbtxt").write_text(FP16)
   (model / "configs" / "cpu.pbtxt").write_text("")
   return {"PATH": "%s:%s" % (programs, os.environ["PATH"]),
           "RESULTS_DIR": str(tmp_path / "my results")}
@@ -154,7 +225,7 @@ def test_the_container_s_command(machine):
   assert (status, err) == (0, "")
   repository = machine["RESULTS_DIR"] + "/trtis_models"
   assert shlex.split(out) == [
-      "docker", "run", "--rm", "--init", "--name", "bert_trtis_server",
+      "docker", "run", "--rm", "--init", "--name", "bert_trtis_server_8000",
       "--shm-size=1g", "--ulimit", "memlock=-1", "--ulimit", "stack=67108864",
       "--publish", "127.0.0.1:8000:8000", "--publish", "127.0.0.1:8001:8001",
       "--publish", "127.0.0.1:8002:8002", "--volume",
@@ -171,9 +242,170 @@ def test_the_container_s_options(machine):
       DOCKER, "fp32", "--http_port", 9000, "--host", "0.0.0.0", "--dry_run",
       BERT_SERVER_IMAGE="mine:1", **machine)
   assert status == 0
-  assert "0.0.0.0:9000:8000" in shlex.split(out) and "mine:1" in out
+  words = shlex.split(out)
+  assert "0.0.0.0:9000:8000" in words and "mine:1" in words
+  assert "bert_trtis_server_9000" in words
   line, = err.splitlines()
   assert "was exported for fp16 and is served so" in line
+
+
+def test_precision_is_compared_where_it_is_stated_and_known(machine):
+  config = pathlib.Path(machine["RESULTS_DIR"],
+                        "trtis_models", "bert", "config.pbtxt")
+  config.write_text('name: "bert"\n')
+  assert run(LAUNCH, "--docker", "--dry_run", **machine)[::2] == (0, "")
+  status, _, err = run(DOCKER, "amp", "--dry_run", **machine)
+  assert status == 0 and "was exported for fp32" in err
+  # Nothing in it tells what an ONNX model computes in.
+  config.write_text('platform: "onnxruntime_onnx"\n')
+  for precision in ("fp16", "fp32"):
+    assert run(DOCKER, precision, "--dry_run", **machine)[::2] == (0, "")
+  status, _, err = run(DOCKER, "bf16", "--dry_run", **machine)
+  assert status == 2 and "bf16 is not there at servers" in err
+
+
+@pytest.mark.parametrize("host, address", [
+    ("localhost", "127.0.0.1"), ("::1", "[::1]"), ("[::1]", "[::1]")])
+def test_docker_gets_addresses(machine, host, address):
+  status, out, _ = run(DOCKER, "--host", host, "--dry_run", **machine)
+  assert status == 0
+  for port in (8000, 8001, 8002):
+    assert "%s:%d:%d" % (address, port, port) in shlex.split(out)
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--host", "no.such.host.invalid"],
+     "--host: no.such.host.invalid has no address of IPv4"),
+    (["--http_port", 70000], "--http_port is 70000, but has to be 65535"),
+    (["--metrics_port", 8001], "--grpc_port and --metrics_port are both 8001"),
+    (["--log", "/proc/x/y"], "--log: cannot write to /proc/x/y")])
+def test_a_container_s_wrong_options_are_one_line(machine, words, message):
+  if "--log" in words:  # what a dry run would not do
+    for port, name in zip(trtis_server.free_ports(),
+                          ("http_port", "grpc_port", "metrics_port")):
+      words = words + ["--" + name, port]
+  else:
+    words = words + ["--dry_run"]
+  for script in ([DOCKER], [LAUNCH, "--docker"]):
+    status, out, err = run(*script + words, **machine)
+    assert (status, out) == (1, "")
+    line, = err.splitlines()
+    assert message in line
+
+
+def test_the_local_launcher_s_ports_are_checked_in_a_dry_run(machine):
+  status, _, err = run(LAUNCH, "--local", "--dry_run", "--grpc_port", 70000,
+                       **machine)
+  assert status == 1 and "--grpc_port is 70000" in err
+
+
+@pytest.fixture(name="engine")
+def _engine(machine, tmp_path):
+  """The same with an engine that runs containers, and a server for them."""
+  folder = tmp_path / "engine"
+  folder.mkdir()
+  for name, text in (("docker", ENGINE), ("tritonserver", SERVER)):
+    (tmp_path / "bin" / name).write_text(text)
+    (tmp_path / "bin" / name).chmod(0o755)
+  yield dict(machine, ENGINE=str(folder), BERT_SERVER_IMAGE="mine:1")
+  for container in containers(folder):
+    os.kill(container, signal.SIGKILL)
+
+
+def containers(folder):
+  """Ids of the processes that an engine's containers are."""
+  found = [int(path.read_text()) for path in pathlib.Path(
+      str(folder)).glob("bert_trtis_server=*") if path.suffix != ".new"]
+  return [process for process in found if processes.running(process)]
+
+
+@contextlib.contextmanager
+def container(engine, *more):
+  """Yields the launcher's process of a container that is up."""
+  words = ["bash", str(ROOT / LAUNCH), "--docker"] + list(more)
+  for port, name in zip(trtis_server.free_ports(),
+                        ("http_port", "grpc_port", "metrics_port")):
+    words += ["--" + name, str(port)]
+  process = subprocess.Popen(
+      words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL, env=dict(os.environ, **engine))
+  try:
+    wait_until(lambda: containers(engine["ENGINE"]))
+    yield process
+  finally:
+    if process.poll() is None:
+      process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_container_ends_with_its_launcher(engine, number):
+  with container(engine) as process:
+    process.send_signal(number)
+    process.wait(60)
+    wait_until(lambda: not containers(engine["ENGINE"]))
+
+
+def test_the_container_ends_with_a_process(engine):
+  with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as watched:
+    with container(engine, "--end_with", str(watched.pid)) as process:
+      with container(engine, "--end_with", str(os.getpid())) as other:
+        watched.stdin.close()  # and it ends, but nobody asks yet how
+        process.wait(60)
+        running, = containers(engine["ENGINE"])  # the other one
+        assert other.poll() is None
+        os.kill(running, signal.SIGTERM)
+        other.wait(60)
+
+
+def add_kernels(machine, model, library, version="1"):
+  folder = pathlib.Path(machine["RESULTS_DIR"], "trtis_models", model)
+  (folder / version).mkdir(parents=True)
+  (folder / version / library).write_text("")
+  (folder / "config.pbtxt").write_text(FP16 + KERNELS % library)
+  return folder / version / library
+
+
+@pytest.mark.parametrize("library, places, flags", [
+    ("libbert_2.11.0_12ab_gpu.so", ["tensorflow2", "tensorflow"], []),
+    ("libbert_1.15.5_12ab.so", ["tensorflow1"],
+     ["--backend-config=tensorflow,version=1"])])
+def test_a_container_s_server_loads_kept_kernels(engine, library, places,
+                                                 flags):
+  # Once, though two models and more versions have it.
+  for model, version in (("bert", "1"), ("bert", "2"), ("other", "3")):
+    add_kernels(engine, model, library, version)
+  status, out, err = run(DOCKER, "--dry_run", **engine)
+  assert (status, err) == (0, "")
+  words = shlex.split(out)
+  command = words[words.index("mine:1") + 1:]
+  assert command[-2 - len(flags):] == [
+      "--model-repository=/models", "--disable-auto-complete-config"] + flags
+  inside = "/models/bert/1/" + library
+  assert inside in command
+  # As the container runs it; what is not there is not loaded.
+  done = subprocess.run(
+      command[:command.index("tritonserver") + 1] + ["say"],
+      stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+      universal_newlines=True, check=True,
+      env=dict(os.environ, LD_PRELOAD="", LD_LIBRARY_PATH="/image", **engine))
+  folder = "/opt/tritonserver/backends/"
+  assert done.stdout.splitlines() == [
+      inside, ":".join([folder + place for place in places] + ["/image"])]
+
+
+def test_kernels_that_cannot_be_loaded_are_one_line(machine):
+  library = add_kernels(machine, "bert", "libbert_2.11.0_12ab.so")
+  add_kernels(machine, "other", "libbert_2.11.0_34cd.so")
+  status, _, err = run(DOCKER, "--dry_run", **machine)
+  assert status == 1
+  line, = err.splitlines()
+  assert "of two libraries, /models/bert/1/libbert_2.11.0_12ab.so" in line
+  library.unlink()
+  status, _, err = run(DOCKER, "--dry_run", **machine)
+  assert status == 1
+  line, = err.splitlines()
+  assert "no version has it" in line
 
 
 def test_a_container_without_gpus_takes_the_other_configuration(machine):

@@ -6,21 +6,26 @@
 #   bash scripts/docker/launch_server.sh fp16 --repository my_models
 #
 # The first start fetches the image (several GB). Its health is asked every ten
-# seconds (docker ps shows it). The default image is the last whose TensorFlow
-# backend is there in versions 1 and 2; new ones read ONNX alone. Without
-# a GPU the server takes the models' configuration for CPUs.
+# seconds (docker ps shows it). The default image is the last with TensorFlow 1
+# and 2: from 23.04 on there is 2 alone, from 25.03 on neither. Without a GPU
+# the server takes the models' configuration for CPUs. The container ends with
+# this script, whatever ends that.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
+# shellcheck source=scripts/lib/serving.sh
+source "$root/scripts/lib/serving.sh"
+# shellcheck source=scripts/lib/container.sh
+source "$root/scripts/lib/container.sh"
 
 # shellcheck disable=SC2034
 keeps_runs=false
 image=${BERT_SERVER_IMAGE:-nvcr.io/nvidia/tritonserver:23.03-py3}
-precision=fp16 repository=$results_dir/trtis_models host=127.0.0.1 log=''
+precision='' repository=$results_dir/trtis_models host=127.0.0.1 log=''
 http_port=8000 grpc_port=8001 metrics_port=8002 shm_size=1g
-name=bert_trtis_server
+name='' end_with=''
 arguments <<'END'
-precision precision fp32, fp16 (= amp): the models' own, exported with it
+precision precision? fp32 or fp16 (= amp), checked; the models' own is taken
 END
 options <<'END'
 repository path folder of the models
@@ -30,8 +35,9 @@ grpc_port count port of gRPC
 metrics_port count port of the metrics
 shm_size text shared memory of the container
 image text image of the server (BERT_SERVER_IMAGE)
-name text name of the container
+name text? name of the container; empty: bert_trtis_server_<http_port>
 log path? file for what the server says; empty: the terminal
+end_with count? process of this machine whose end ends the server
 END
 stack_options() { :; }   # no TensorFlow
 parse_arguments "$@"
@@ -40,19 +46,27 @@ compgen -G "$repository/*/config.pbtxt" >/dev/null ||
   missing "--repository: $repository holds no model (<name>/config.pbtxt);" \
     "scripts/trtis/export_model.sh makes one"
 
-# The models' own configuration says what the server computes in.
+[[ $precision != bf16 ]] ||
+  usage_error "precision bf16 is not there at servers: fp32 or fp16"
+# The models' own configuration says what a server computes in, except in ONNX.
 for config in "$repository"/*/config.pbtxt; do
-  [[ -f $config ]] || continue
+  [[ -n $precision && -f $config ]] || continue
+  ! grep -q onnxruntime_onnx "$config" || continue
   found=fp32
   if grep -q auto_mixed_precision "$config"; then found=fp16; fi
   [[ $precision == "$found" ]] || note "$config was exported for $found and" \
     "is served so; export it anew for $precision"
 done
+choose_kernels
+check_ports
+numeric_address "$host"
+address=$REPLY
+bracketed "$address"
 
-command=(docker run --rm --init --name "$name" --shm-size="$shm_size"
-  --ulimit memlock=-1 --ulimit stack=67108864
-  --publish "$host:$http_port:8000" --publish "$host:$grpc_port:8001"
-  --publish "$host:$metrics_port:8002"
+command=(docker run --rm --init --name "${name:-bert_trtis_server_$http_port}"
+  --shm-size="$shm_size" --ulimit memlock=-1 --ulimit stack=67108864
+  --publish "$REPLY:$http_port:8000" --publish "$REPLY:$grpc_port:8001"
+  --publish "$REPLY:$metrics_port:8002"
   --volume "$repository:/models:ro"
   --health-cmd 'curl -sf localhost:8000/v2/health/ready'
   --health-interval=10s --health-timeout=5s --health-start-period=120s)
@@ -69,8 +83,13 @@ else
   done
 fi
 # Else it batches dynamically where a model's configuration says nothing of it.
-command+=("$image" tritonserver --model-repository=/models
-  --disable-auto-complete-config)
+flags=(--model-repository=/models --disable-auto-complete-config)
+command+=("$image")
+if [[ -n $kernels ]]; then
+  kernel_words "$kernels"
+  command+=("${kernel_words[@]}") flags+=("${kernel_flags[@]}")
+fi
+command+=(tritonserver "${flags[@]}")
 if $dry_run; then
   join_words "${command[@]}"
   printf '%s\n' "$REPLY"
@@ -79,15 +98,14 @@ fi
 timeout 30 docker info >/dev/null 2>&1 ||
   die "no Docker engine answers (docker info); start or install it, or take" \
     "scripts/trtis/launch_server.sh --local"
-for port in http_port grpc_port metrics_port; do
-  ! (exec 3<>"/dev/tcp/$host/${!port}") 2>/dev/null ||
-    die "port ${!port} (--$port) is taken by another program; give another" \
-      "port or end that one"
-done
-if [[ $host != 127.0.0.1 && $host != localhost ]]; then
+check_free "$address"
+check_log
+if [[ $address != 127.* && $address != ::1 ]]; then
   note "warning: listening on $host, for all who can reach this machine: no" \
     "password, no encryption (README, \"In front of others\")"
 fi
+label=bert_trtis_server=$$_$(date +%s)_$RANDOM
+command=(docker run --label "$label" "${command[@]:2}")
+end_container_with "$label" "$$" ${end_with:+"$end_with"}
 if [[ -z $log ]]; then exec "${command[@]}"; fi
-mkdir -p -- "${log%/*}"
 exec "${command[@]}" >>"$log" 2>&1

@@ -16,7 +16,7 @@
 #   --grpc_port N     [8001]
 #   --metrics_port N  [8002]
 #   --log FILE        the server's words go there instead of to the terminal
-#   --end_with N      end once process N of this machine has ended; --local
+#   --end_with N      end once process N of this machine has ended
 #   --dry_run         print the command, do nothing
 #
 # "ready: ..." says that all models can be asked, on the CPU after seconds. A
@@ -24,6 +24,8 @@
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
+# shellcheck source=scripts/lib/serving.sh
+source "$root/scripts/lib/serving.sh"
 
 # shellcheck disable=SC2034
 keeps_runs=false
@@ -55,6 +57,8 @@ parse_arguments "${words[@]}"
 flags=(--repository "$repository" --host "$host" --http_port "$http_port"
   --grpc_port "$grpc_port" --metrics_port "$metrics_port")
 if [[ -n $log ]]; then flags+=(--log "$log"); fi
+if [[ -n $end_with ]]; then flags+=(--end_with "$end_with"); fi
+check_ports
 
 if [[ -z $kind ]]; then
   kind=local
@@ -70,7 +74,6 @@ environment=$REPLY/serving
 [[ -f $environment/setup-stamp ]] ||
   missing "there is no server here yet: run bash" \
     "$root/scripts/trtis/setup.sh --only serving"
-if [[ -n $end_with ]]; then flags+=(--end_with "$end_with"); fi
 command=("$environment/bin/python" "$root/serving/launch_local.py"
   "${flags[@]}")
 if $dry_run; then
@@ -78,6 +81,5 @@ if $dry_run; then
   printf '%s\n' "$REPLY"
   exit
 fi
-if [[ -n $log ]] && ! { mkdir -p -- "${log%/*}" && : >>"$log"; } 2>/dev/null
-then die "--log: cannot write to $log"; fi
+check_log
 exec "${command[@]}"

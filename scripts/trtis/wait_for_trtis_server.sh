@@ -10,6 +10,10 @@
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/../lib.sh"
+# shellcheck source=scripts/lib/serving.sh
+source "$root/scripts/lib/serving.sh"
+# shellcheck source=scripts/lib/container.sh
+source "$root/scripts/lib/container.sh"
 
 # shellcheck disable=SC2034
 keeps_runs=false
@@ -25,7 +29,12 @@ server_process count? process of the server on this machine
 END
 stack_options() { :; }   # no TensorFlow
 parse_arguments "$@"
-address=$server_hostname:$http_port
+check_port http_port
+server_hostname=${server_hostname#[} server_hostname=${server_hostname%]}
+bracketed "$server_hostname"
+address=$REPLY:$http_port
+# By itself: who waits for this script has to see that it was interrupted.
+trap 'trap - INT; kill -INT $$' INT
 
 fail() {
   note "$*"
@@ -38,20 +47,15 @@ fail() {
 
 answers() {
   # Whether the server answers address $1 with 200. Bash's own connection,
-  # since curl is not everywhere; a machine that says nothing counts as no.
+  # since curl is not everywhere; a machine that says nothing counts as no. In
+  # the foreground, else Ctrl-C would not reach it and we would wait for it.
   local left=$((timeout - SECONDS + 1))
   # shellcheck disable=SC2016  # the inner bash expands it
-  timeout "$((left < 5 ? left : 5))" bash -c '
+  timeout --foreground "$((left < 5 ? left : 5))" bash -c '
     exec 3<>"/dev/tcp/$0/$1"
-    printf "GET /v2/health/%s HTTP/1.0\r\nHost: %s\r\n\r\n" "$2" "$0" >&3
+    printf "GET /v2/health/%s HTTP/1.0\r\nHost: %s\r\n\r\n" "$2" "$3" >&3
     IFS=" " read -r _ status _ <&3
-    [[ $status == 200 ]]' "$server_hostname" "$http_port" "$1" 2>/dev/null
-}
-
-has_ended() {
-  # A zombie has ended; only its parent has not asked yet how.
-  [[ -n $server_process ]] || return 1
-  ! grep -q '^State:[[:space:]]*[^ZX[:space:]]' "/proc/$server_process/status" \
+    [[ $status == 200 ]]' "$server_hostname" "$http_port" "$1" "$address" \
     2>/dev/null
 }
 
@@ -68,7 +72,7 @@ while ((SECONDS < timeout)); do
     fi
     state="the server at $address is live, but not ready"
   fi
-  if has_ended; then
+  if [[ -n $server_process ]] && process_ended "$server_process"; then
     fail "the server (process $server_process) has ended; $state"
   fi
   if ((SECONDS >= told + 10)); then
