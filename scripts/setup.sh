@@ -101,9 +101,7 @@ choose_interpreter() {
       interpreter=$(find_python "$stack") && return
     fi
   fi
-  die "found no Python ($(python_versions "$stack")) that can make an" \
-    "environment, on PATH or in pyenv, uv or conda: $advice or name it with" \
-    "BERT_BASE_PYTHON"
+  no_python "$stack" BERT_BASE_PYTHON "$advice"
 }
 
 # What was whole before comes back when set-up ends early. After a kill -9 there

@@ -64,7 +64,8 @@ def test_stamped_tf1_is_there_even_without_its_interpreter(tmp_path):
   status, _, err = run("bash", "scripts/setup.sh", env=clean_environment(
       BERT_VENV_DIR=str(tmp_path), BERT_BASE_PYTHON="/nonexistent/python"))
   assert status == 1
-  assert one_line(err).startswith("setup tf1: found no Python (3.7)")
+  assert one_line(err).startswith(
+      "setup tf1: BERT_BASE_PYTHON: there is no program /nonexistent/python")
 
 
 def test_setup_without_an_interpreter_is_one_line(tmp_path, bare_path):
@@ -74,6 +75,10 @@ def test_setup_without_an_interpreter_is_one_line(tmp_path, bare_path):
     status, _, err = run("bash", "scripts/setup.sh", "--stack", stack, env=env)
     assert status == 1
     assert "found no Python" in one_line(err)
+    status, _, err = run("bash", "scripts/setup.sh", "--stack", stack,
+                         env=dict(env, BERT_BASE_PYTHON="/bin/true"))
+    assert status == 1
+    assert "BERT_BASE_PYTHON: /bin/true is no Python 3." in one_line(err)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
@@ -203,7 +208,8 @@ def test_environment_without_its_interpreter_is_broken(made):
   link.symlink_to("/nonexistent/python")
   status, _, err = made.setup(BERT_BASE_PYTHON="/nonexistent/python")
   assert status == 1
-  assert "found no Python" in one_line(err)
+  assert "BERT_BASE_PYTHON: there is no program /nonexistent/python" in (
+      one_line(err))
   fault = "venv=%s\nstamp=$venv/setup-stamp\nenvironment_key() {\n" \
           "stamped key\n}\nenvironment_fault" % made.venv
   assert "its Python does not start" in function(fault)[1]

@@ -180,6 +180,20 @@ def test_without_a_python_it_is_one_line(tmp_path, bare_path):
   assert "BERT_SERVING_PYTHON" in err
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_named_python_that_will_not_do_is_one_line(tmp_path, name):
+  for python, fault in (
+      ("/nonexistent", "there is no program /nonexistent"),
+      ("/bin/true", "/bin/true is no Python 3.11 or 3.10 that can make")):
+    status, _, err = run(
+        "bash", "scripts/trtis/setup.sh", "--only", name,
+        env=clean_environment(BERT_VENV_DIR=str(tmp_path),
+                              BERT_SERVING_PYTHON=python))
+    assert status == 1
+    assert one_line(err).startswith(
+        "setup %s: BERT_SERVING_PYTHON: %s" % (name, fault))
+
+
 def test_runner_says_that_no_server_was_tested(tmp_path):
   shutil.copytree(str(ROOT / "scripts" / "setup"),
                   str(tmp_path / "scripts" / "setup"))

@@ -28,15 +28,17 @@ container_stack() {
 # Prints the interpreter behind program $1 if it really is Python $2 and can
 # make environments. Asks by running it: a pyenv shim answers for a version
 # that is not active, Debian's python3 comes without ensurepip. An environment's
-# python gives the interpreter that the environment was made from.
+# python gives the interpreter that the environment was made from. What is no
+# Python may succeed as well, but says no interpreter.
 python_behind() {
-  "$1" -I -c '
+  local found
+  found=$("$1" -I -c '
 import ctypes, ensurepip, os, ssl, sys, venv, zlib
 if "%d.%d" % sys.version_info[:2] != sys.argv[1] or sys.maxsize < 2 ** 32:
   sys.exit(1)
 base = os.path.join(sys.base_prefix, "bin", "python" + sys.argv[1])
 print(base if os.access(base, os.X_OK) else sys.executable)
-' "$2" < /dev/null 2> /dev/null
+' "$2" < /dev/null 2> /dev/null) && [[ -x $found ]] && printf '%s\n' "$found"
 }
 
 # Programs on this machine that may be Python $1, one a line.
@@ -70,6 +72,22 @@ find_python() {
     fi)
   done
   return 1
+}
+
+# Ends set-up for want of a Python for stack $1. $2 is the variable that names
+# one, the rest what else to do.
+no_python() {
+  local versions named=${BERT_BASE_PYTHON-} variable=$2
+  versions=$(python_versions "$1")
+  shift 2
+  if [[ -n $named && ! -x $named ]]; then
+    die "$variable: there is no program $named (the interpreter's whole path)"
+  elif [[ -n $named ]]; then
+    die "$variable: $named is no Python ${versions// / or } that can make an" \
+      "environment (with ensurepip, ssl, venv and zlib)"
+  fi
+  die "found no Python ($versions) that can make an environment, on PATH or" \
+    "in pyenv, uv or conda: $* or name it with $variable"
 }
 
 can_fetch_python() {

@@ -22,9 +22,8 @@ choose_serving_python() {
     { fetch_python "$stack" && interpreter=$(find_python "$stack"); } ||
     { [[ -z ${BERT_BASE_PYTHON-} ]] && have apt-get && is_root &&
       install_packages python3-venv && interpreter=$(find_python "$stack"); } ||
-    die "found no Python ($(python_versions "$stack")) that can make an" \
-      "environment, on PATH or in pyenv, uv or conda: install one (on Debian:" \
-      "apt-get install python3-venv) or name it with BERT_SERVING_PYTHON"
+    no_python "$stack" BERT_SERVING_PYTHON \
+      "install one (on Debian: apt-get install python3-venv)"
   [[ $stack == serving && -z $(libpython_of "$interpreter") ]] || return 0
   version=$("$interpreter" -I -c \
     'import sys; print("%d.%d" % sys.version_info[:2])')
