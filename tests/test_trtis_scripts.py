@@ -20,7 +20,7 @@ import time
 import pytest
 
 import processes
-import trtis_server
+from utils import ports
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 WAIT = "scripts/trtis/wait_for_trtis_server.sh"
@@ -281,7 +281,7 @@ def test_docker_gets_addresses(machine, host, address):
     (["--log", "/proc/x/y"], "--log: cannot write to /proc/x/y")])
 def test_a_container_s_wrong_options_are_one_line(machine, words, message):
   if "--log" in words:  # what a dry run would not do
-    for port, name in zip(trtis_server.free_ports(),
+    for port, name in zip(ports.free(3),
                           ("http_port", "grpc_port", "metrics_port")):
       words = words + ["--" + name, port]
   else:
@@ -323,7 +323,7 @@ def containers(folder):
 def container(engine, *more):
   """Yields the launcher's process of a container that is up."""
   words = ["bash", str(ROOT / LAUNCH), "--docker"] + list(more)
-  for port, name in zip(trtis_server.free_ports(),
+  for port, name in zip(ports.free(3),
                         ("http_port", "grpc_port", "metrics_port")):
     words += ["--" + name, str(port)]
   process = subprocess.Popen(
