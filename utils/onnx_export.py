@@ -6,7 +6,6 @@ process of its own in the environment of `scripts/trtis/setup.sh --only onnx`.
 
 import contextlib
 import functools
-import json
 import os
 import pathlib
 import shutil
