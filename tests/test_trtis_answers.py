@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,9 +18,29 @@ from test_run_pretraining import CONFIG
 from trtis_server import environment
 from trtis_server import ROOT
 from trtis_server import server
+from utils import model_config
 
 SAMPLE = ROOT / "data" / "sample"
 SEQ_LENGTH = 64
+# The model of the exports that serving computes, which waits as long as a file
+# is there.
+HELD = """
+import importlib.util
+import os
+import time
+
+spec = importlib.util.spec_from_file_location("served", {served!r})
+served = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(served)
+
+
+class TritonPythonModel(served.TritonPythonModel):
+
+  def run(self, arrays):
+    while os.path.exists({gate!r}):
+      time.sleep(.01)
+    return super().run(arrays)
+"""
 # Apart by no more than this, two scores may change places.
 TIE = 2e-4
 
@@ -152,11 +173,11 @@ def test_wrong_words_leave_the_server_alive(tuned, up, tmp_path):
   assert up.is_ready()
 
 
-class Cut:
-  """Hands bytes on to a server; calls `end` after so many of its bytes."""
+class Relay:
+  """Hands bytes on to a server; `heed` gets its words and may end them: True."""
 
-  def __init__(self, url, limit, end):
-    self._to, self._left, self._end = url.split(":"), limit, end
+  def __init__(self, url, heed):
+    self._to, self._heed = url.split(":"), heed
     self._lock = threading.Lock()
     self._door = socket.socket()
     self._door.bind(("127.0.0.1", 0))
@@ -176,17 +197,15 @@ class Cut:
         for pair in ((client, behind, False), (behind, client, True)):
           threading.Thread(target=self._copy, args=pair, daemon=True).start()
 
-  def _copy(self, source, target, counted):
+  def _copy(self, source, target, heeded):
     with contextlib.suppress(OSError):
       while True:
         data = source.recv(4096)
         if not data:
           break
-        if counted:
+        if heeded:
           with self._lock:
-            self._left -= len(data)
-            if self._left < 0:
-              self._end()
+            if self._heed(data):
               break
         target.sendall(data)
     for end in (source, target):
@@ -201,15 +220,22 @@ def test_a_server_killed_under_way(tuned, up, tmp_path):
   """The questions without an answer are told, and alone asked again."""
   with server(tuned / "models", log=tmp_path / "log") as doomed:
 
-    def kill():
+    said = []
+
+    def kill(data):
+      said.append(len(data))
+      # A window's logits are 512 bytes, all of them above 130,000.
+      if sum(said) <= 50000:
+        return False
       for process in doomed.processes():
         with contextlib.suppress(ProcessLookupError):
           os.kill(process, signal.SIGKILL)
-    # A window's logits are 512 bytes, all of them above 130,000.
-    cut = Cut(doomed.grpc_url, 50000, kill)
-    done = ask(tuned, tmp_path, cut.url, batch_size=2, concurrency=3,
+      return True
+
+    relay = Relay(doomed.grpc_url, kill)
+    done = ask(tuned, tmp_path, relay.url, batch_size=2, concurrency=3,
                max_retries=2)
-    cut.close()
+    relay.close()
   lines = [l for l in done.stderr.splitlines() if l.startswith("ERROR: ")]
   assert done.returncode == 69 and len(lines) == 1, done.stderr
   missing = read(tmp_path, "unanswered.json")["questions"]
@@ -226,6 +252,67 @@ def test_a_server_killed_under_way(tuned, up, tmp_path):
   assert up.counts()[0] - before == features - known
   check_same(tmp_path, tuned / "tuned")
   assert not (tmp_path / "unanswered.json").exists()
+
+
+@pytest.fixture(scope="module")
+def narrow(tuned):
+  """(server, file) of "bert" with room for one waiting request.
+
+  As long as the file is there, nothing is computed.
+  """
+  gate = tuned / "gate"
+  model = tuned / "narrow" / "bert"
+  shutil.copytree(str(tuned / "models" / "bert"), str(model))
+  (model / "1" / "model.py").write_text(HELD.format(
+      served=str(ROOT / "serving" / "tensorflow" / "model.py"),
+      gate=str(gate)))
+  path = model / "configs" / "cpu.pbtxt"
+  text = model_config.changed(path.read_text(), max_queue_size=1)
+  platform = 'platform: "tensorflow_savedmodel"'
+  assert platform in text
+  path.write_text(text.replace(platform, 'backend: "python"'))
+  with server(tuned / "narrow") as started:
+    yield started, gate
+
+
+def ask_all_at_once(tuned, narrow, output, protocol, **changes):
+  """Runs a client of 32 requests at a time.
+
+  Nothing is computed before the server has refused one of them.
+  """
+  started, gate = narrow
+
+  def heed(data):
+    if b"maximum queue size" in data and gate.exists():
+      gate.unlink()
+
+  gate.touch()
+  relay = Relay(getattr(started, protocol + "_url"), heed)
+  try:
+    return ask(tuned, output, relay.url, protocol=protocol, batch_size=8,
+               concurrency=32, **changes)
+  finally:
+    relay.close()
+    if gate.exists():
+      gate.unlink()
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_overload(tuned, narrow, tmp_path, protocol):
+  """A full queue is told, not waited for; with retries all is answered."""
+  done = ask_all_at_once(tuned, narrow, tmp_path, protocol, max_retries=0)
+  assert done.returncode == 69, done.stderr
+  line, = [l for l in done.stderr.splitlines() if l.startswith("ERROR: ")]
+  assert "questions are unanswered" in line
+  assert "the server's queue is full" in line and "--max_retries" in line
+  # It is alive, and asked for the rest it has it all.
+  done = ask_all_at_once(tuned, narrow, tmp_path, protocol, max_retries=200)
+  assert done.returncode == 0, done.stderr
+  check_same(tmp_path, tuned / "tuned")
+  rows = [json.loads(row) for row in (
+      tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert any(row.get("retries", 0) > 0 for row in rows)
 
 
 @pytest.mark.parametrize("clients,seconds,growth", [
