@@ -40,7 +40,7 @@ def threads_of_an_instance(config):
   return max(1, len(os.sched_getaffinity(0)) // max(1, instances))
 
 
-def one_line(error):
+def first_line(error):
   """The message of an exception, its first line alone."""
   lines = str(error).strip().splitlines()
   return lines[0] if lines else type(error).__name__
@@ -56,9 +56,17 @@ class Limits:
   """
 
   def __init__(self, stated):
-    self._below = {"input_ids": int(stated.get("vocab_size", 0)),
-                   "segment_ids": int(stated.get("type_vocab_size", 0)),
+    self._below = {"input_ids": self._number(stated, "vocab_size"),
+                   "segment_ids": self._number(stated, "type_vocab_size"),
                    "input_mask": 2}
+
+  @staticmethod
+  def _number(stated, name):
+    try:
+      return int(stated.get(name, 0))
+    except ValueError:
+      raise ValueError("its parameter %s is '%s', not a number"
+                       % (name, stated[name]))
 
   def fault(self, arrays):
     """One line on what is wrong with a request's arrays, or None."""
@@ -94,14 +102,14 @@ class Backend:
     self.name = "%s version %s" % (args["model_name"], args["model_version"])
     self.inputs = [i["name"] for i in self.config["input"]]
     self.outputs = [o["name"] for o in self.config["output"]]
-    self.parameters = parameters(self.config)
     self.threads = threads_of_an_instance(self.config)
-    self._limits = Limits(self.parameters)
     try:
+      self.parameters = parameters(self.config)
+      self._limits = Limits(self.parameters)
       self.load(model_folder(args))
       self.run(self._example())
     except Exception as error:
-      message = "%s not loaded: %s" % (self.name, one_line(error))
+      message = "%s not loaded: %s" % (self.name, first_line(error))
       pb_utils.Logger.log_error(message)
       raise pb_utils.TritonModelException(message)
     pb_utils.Logger.log_info("%s loaded, %d threads"
@@ -134,7 +142,7 @@ class Backend:
         arrays = self._arrays(request)
         fault = self._limits.fault(arrays)
       except Exception as error:  # what one request holds fails that one
-        fault = one_line(error)
+        fault = first_line(error)
       if fault:
         responses[place] = self._refusal(fault, "INVALID_ARG")
       else:
@@ -165,8 +173,8 @@ class Backend:
       outputs = self.run(joined)
     except Exception as error:  # any failure is an answer, never a crash
       if len(batch) == 1:
-        pb_utils.Logger.log_error("%s: %s" % (self.name, one_line(error)))
-        yield batch[0][0], self._refusal(one_line(error))
+        pb_utils.Logger.log_error("%s: %s" % (self.name, first_line(error)))
+        yield batch[0][0], self._refusal(first_line(error))
         return
       for one in batch:
         for answer in self._answers([one]):

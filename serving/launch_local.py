@@ -15,6 +15,7 @@ import argparse
 import ctypes
 import errno
 import glob
+import ipaddress
 import os
 import re
 import secrets
@@ -44,7 +45,10 @@ GRACE, PATIENCE, IMPATIENCE = 10, 20, 2
 # A line of the server that tells of an error; without a GPU there are some of
 # no matter. Its last one says no more than that not all models were loaded.
 ERROR = re.compile(r'E\d{4} \S+ \d+ \S+\] (?!"?(?:Cuda|CUDA|DCGM))"?(.*?)"?$')
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# What it says once the models are loaded, and the seconds until it has to be
+# ready then. How long loading takes nobody knows: a line says that it does.
+STARTED = '"Started HTTPService at '
+SILENCE, TELL = 60, 120
 
 
 def say(text):
@@ -80,6 +84,20 @@ def check_repository(folder):
                 % folder)
 
 
+def address_of(host):
+  """The number of a host, such as 127.0.0.1; Fault if there is none.
+
+  Each service of the server would resolve a name for itself: that of HTTP
+  cannot and listens elsewhere, without a word.
+  """
+  try:
+    return socket.getaddrinfo(
+        host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
+  except (socket.gaierror, UnicodeError):
+    raise Fault("--host: %s is no IPv4 address of this machine, nor the name "
+                "of one; the server takes no others" % host)
+
+
 def check_ports(options):
   """Raises Fault if the server could not listen where it is told to."""
   ports = {}
@@ -92,21 +110,17 @@ def check_ports(options):
     if port > 65535:
       raise Fault("--%s is %d, but has to be 65535 or less" % (flag, port))
     try:
-      family, _, _, _, address = socket.getaddrinfo(
-          options.host, port, type=socket.SOCK_STREAM)[0]
-      with socket.socket(family, socket.SOCK_STREAM) as probe:
+      with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         # Connections that have ended are no reason, a listener is.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(address)
+        probe.bind((options.address, port))
         probe.listen(1)
-    except socket.gaierror:
-      raise Fault("--host: %s is no address of this machine" % options.host)
     except OSError as error:
       if error.errno == errno.EADDRINUSE:
         raise Fault("port %d (--%s) is taken by another program; give another "
                     "port or end that one" % (port, flag))
       raise Fault("--%s: cannot listen on %s port %d (%s)"
-                  % (flag, options.host, port, error))
+                  % (flag, options.address, port, error))
 
 
 # The server -------------------------------------------------------------------
@@ -140,7 +154,7 @@ def command(options, folder, prefix):
   for flag in ("http-restricted-api", "grpc-restricted-protocol"):
     words.append("--%s=%s:key=%s" % (flag, FORBIDDEN, secrets.token_hex(16)))
   for name in SERVICES:
-    words.append("--%s-address=%s" % (name, options.host))
+    words.append("--%s-address=%s" % (name, options.address))
     words.append("--%s-port=%d" % (name, getattr(options, name + "_port")))
   return words
 
@@ -246,7 +260,10 @@ class Server:
   def __init__(self, options, folder, prefix):
     self.options = options
     self.ready = False
-    self.first_error = ""
+    self.begun = time.monotonic()
+    self.started = None  # when it said that it listens
+    self.first_error = self.last_line = ""
+    self._models = os.path.join(folder, "models")
     self._reader = None
     self._log = open(options.log, "ab") if options.log else None
     told = start_watchdog(folder, prefix)
@@ -267,18 +284,23 @@ class Server:
       error = ERROR.match(text)
       if error and not self.first_error:
         self.first_error = error.group(1).split("\\n")[0]  # less the stack
+      if STARTED in text:
+        self.started = time.monotonic()
+      self.last_line = text
       try:
         stream.write(line)
         stream.flush()
       except OSError:
         pass  # a full disk or a closed terminal must not stop the server
 
+  def named(self, text):
+    """A text of its with the repository by the name that the user knows."""
+    return text.replace(self._models, self.options.repository)
+
   def is_ready(self):
-    host = self.options.host
-    if host in ("0.0.0.0", "::"):
-      host = "127.0.0.1" if host == "0.0.0.0" else "::1"
     address = "http://%s:%d/v2/health/ready" % (
-        "[%s]" % host if ":" in host else host, self.options.http_port)
+        self.options.address.replace("0.0.0.0", "127.0.0.1"),
+        self.options.http_port)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
       with opener.open(address, timeout=5) as answer:
@@ -293,13 +315,17 @@ class Server:
 
 
 class Stopper:
-  """Ctrl-C and SIGTERM: the first asks, the second forces."""
+  """Ctrl-C and SIGTERM: the first asks, the second forces.
+
+  What is ignored already stays so: nohup and a shell's "&" mean it.
+  """
 
   def __init__(self):
     self.asked = threading.Event()
     self.server = None
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-      signal.signal(number, self._handle)
+      if signal.getsignal(number) != signal.SIG_IGN:
+        signal.signal(number, self._handle)
 
   def _handle(self, *unused):
     if self.asked.is_set() and self.server:
@@ -310,6 +336,7 @@ class Stopper:
 def watch(server, stopper):
   """Waits for the server's end or the user's word; returns an exit status."""
   options = server.options
+  told = False
   while not stopper.asked.wait(0.2):
     if server.process.poll() is not None:
       server.end()
@@ -317,9 +344,11 @@ def watch(server, stopper):
     if not server.ready and server.is_ready():
       server.ready = True
       say("ready: http %s:%d, grpc %s:%d, metrics %s:%d (process %d); Ctrl-C "
-          "ends it" % (options.host, options.http_port, options.host,
-                       options.grpc_port, options.host, options.metrics_port,
-                       server.process.pid))
+          "ends it" % (options.address, options.http_port, options.address,
+                       options.grpc_port, options.address,
+                       options.metrics_port, server.process.pid))
+    if not server.ready:
+      told = check_start(server, told)
     if options.end_with and state_and_group(
         "/proc/%d/stat" % options.end_with)[0] in "ZX":
       break
@@ -328,16 +357,33 @@ def watch(server, stopper):
   return 0
 
 
+def check_start(server, told):
+  """Looks after a server that is not ready; returns whether that was told."""
+  options, now = server.options, time.monotonic()
+  if not told and now > server.begun + TELL:
+    told = True
+    say("not ready after %d s, still waiting; the server said last: %s%s"
+        % (TELL, server.named(server.last_line), log(options)))
+  if server.started and now > server.started + SILENCE:
+    raise Fault("the server says that it listens, but is not ready at %s port "
+                "%d after %d s%s" % (options.address, options.http_port,
+                                     SILENCE, log(options)))
+  return told
+
+
+def log(options):
+  """Where to read on, for the end of a line."""
+  return " (log: %s)" % options.log if options.log else ""
+
+
 def last_words(server):
   """Text on a server that has ended by itself."""
   text = "the server has ended with status %d %s" % (
       server.process.returncode,
       "by itself" if server.ready else "before it was ready")
   if server.first_error:
-    text += ": " + server.first_error
-  if server.options.log:
-    text += " (log: %s)" % server.options.log
-  return text
+    text += ": " + server.named(server.first_error)
+  return text + log(server.options)
 
 
 def main():
@@ -345,11 +391,12 @@ def main():
   stopper = Stopper()
   try:
     check_repository(options.repository)
+    options.address = address_of(options.host)
     check_ports(options)
-    if options.host not in LOOPBACK:
+    if not ipaddress.ip_address(options.address).is_loopback:
       say("warning: listening on %s, for all who can reach this machine: no "
           "password, no encryption (README, \"In front of others\")"
-          % options.host)
+          % options.address)
     folder = tempfile.mkdtemp(
         prefix="bert_trtis_",
         # The folder that TMPDIR names would be split, too.

@@ -9,6 +9,7 @@ import pathlib
 import re
 import shutil
 import signal
+import subprocess
 import threading
 import time
 
@@ -20,6 +21,7 @@ from fused_ops import library
 import trtis_models
 import trtis_server
 from trtis_server import Refused
+from utils import ports
 
 OUTPUTS = ("start_logits", "end_logits")
 # Answers what it is asked after a second.
@@ -137,25 +139,69 @@ WRONG = {
 }
 
 
+# What one could do harm with: its path, its words and its call over gRPC.
+HARM = {
+    "the log's file": ("logging", {"log_file": "/nonexistent/log"},
+                       "update_log_settings",
+                       {"settings": {"log_file": "/nonexistent/log"}}),
+    "traces": ("trace/setting", None, "get_trace_settings", {}),
+    "another model": ("repository/models/bert/unload", {}, "unload_model",
+                      {"model_name": "bert"}),
+    "shared memory": ("systemsharedmemory/status", None,
+                      "get_system_shared_memory_status", {}),
+    "shared memory of a GPU": ("cudasharedmemory/status", None,
+                               "get_cuda_shared_memory_status", {})}
+
+
+def question(case):
+  return dict(dict(arrays=trtis_models.arrays(1)), **WRONG[case][0])
+
+
+@pytest.fixture(name="over_grpc", scope="module")
+def _over_grpc(server):
+  """{case of WRONG and HARM: what came back over gRPC}, and a right one."""
+  calls = {case: ("infer", question(case)) for case in WRONG}
+  calls.update({case: harm[2:] for case, harm in HARM.items()})
+  calls["right"] = ("infer", dict(arrays=trtis_models.arrays(1)))
+  return dict(zip(calls, server.call_grpc(list(calls.values()))))
+
+
+def refused_with(refused, words):
+  assert isinstance(refused, Refused), refused
+  assert words in str(refused)
+  assert len(str(refused).splitlines()) == 1
+
+
 @pytest.mark.parametrize("case", sorted(WRONG))
-def test_wrong_requests_are_answered_and_the_server_lives(server, case):
-  question, status, words = WRONG[case]
+def test_wrong_requests_are_answered_and_the_server_lives(
+    server, over_grpc, case):
+  _, status, words = WRONG[case]
   with pytest.raises(Refused) as refused:
-    server.ask(**dict(dict(arrays=trtis_models.arrays(1)), **question))
+    server.ask(**question(case))
+  refused_with(refused.value, words)
   assert refused.value.status == status
-  assert words in str(refused.value)
-  assert len(str(refused.value).splitlines()) == 1
   assert server.ask(trtis_models.arrays(1))
+  refused_with(over_grpc[case], words)
+  assert over_grpc[case].status == "StatusCode." + {
+      400: "INVALID_ARGUMENT", 404: "NOT_FOUND"}[status]
+  assert sorted(over_grpc["right"]) == sorted(OUTPUTS)
 
 
-@pytest.mark.parametrize("path, body", [
-    ("logging", {"log_file": "/nonexistent/log"}), ("trace/setting", None),
-    ("repository/models/bert/unload", {}),
-    ("systemsharedmemory/status", None)])
-def test_what_could_do_harm_is_forbidden(server, path, body):
+@pytest.mark.parametrize("case", sorted(HARM))
+def test_what_could_do_harm_is_forbidden(server, over_grpc, case):
   with pytest.raises(Refused) as refused:
-    server.get(path, body)
-  assert refused.value.status == (503 if "unload" in path else 403)
+    server.get(*HARM[case][:2])
+  unload = case == "another model"
+  assert refused.value.status == (503 if unload else 403)
+  refused_with(over_grpc[case], "not allowed" if unload else "restricted")
+
+
+def test_it_listens_on_loopback_alone(server):
+  listeners = server.listeners()
+  assert {port for _, port in listeners} == {
+      int(url.split(":")[1])
+      for url in (server.http_url, server.grpc_url, server.metrics_url)}
+  assert all(address.is_loopback for address, _ in listeners), listeners
 
 
 def at_once(server, questions):
@@ -230,6 +276,15 @@ def cut_saved_model(model):
   path.write_bytes(path.read_bytes()[:1000])
 
 
+def no_number(model):
+  path = model / "configs" / "cpu.pbtxt"
+  text, changes = re.subn(
+      r'(key: "vocab_size"\s+value \{\s+string_value: )"\d+"', r'\1"many"',
+      path.read_text())
+  assert changes == 1
+  path.write_text(text)
+
+
 def foreign_kernels(model):
   (model / "1" / "libbert_1.2.3_abc.so").write_bytes(b"")
   set_library(model, "libbert_1.2.3_abc.so")
@@ -241,7 +296,8 @@ def no_kernels(model):
 
 DAMAGE = {
     no_saved_model: "there is no folder",
-    cut_saved_model: "",
+    cut_saved_model: "Cannot parse file",
+    no_number: "its parameter vocab_size is 'many', not a number",
     foreign_kernels: "are not for this server's TensorFlow: export the model",
     no_kernels: "library of fused operations is not there"}
 
@@ -347,7 +403,9 @@ def test_a_busy_port_is_one_line(server, models):
     (dict(http_port=8000, grpc_port=8000), "are both 8000"),
     (dict(http_port=70000), "--http_port is 70000"),
     (dict(host="192.0.2.1"), "--http_port: cannot listen on 192.0.2.1"),
-    (dict(host="no.such.host.invalid"), "is no address of this machine"),
+    (dict(host="no.such.host.invalid"), "is no IPv4 address of this machine"),
+    (dict(host="a..b"), "--host: a..b is no IPv4 address"),
+    (dict(host="::1"), "--host: ::1 is no IPv4 address of this machine"),
     (dict(repository="/nonexistent"), "there is no folder /nonexistent"),
     (dict(repository=str(trtis_server.ROOT / "tests")), "holds no model"),
     (dict(log="/proc/x/y"), "--log: cannot write to /proc/x/y")])
@@ -361,6 +419,26 @@ def test_wrong_options_are_one_line(tmp_path, options, words):
     line, = stream.read().splitlines()
   assert server.process.wait(60) == 1
   assert words in line
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("host, warned", [
+    ("127.0.0.2", False), ("0.0.0.0", True)])
+def test_a_warning_tells_of_what_others_reach(tmp_path, host, warned):
+  """Told before the server sees that its one model is none."""
+  config = tmp_path / "models" / "bert" / "config.pbtxt"
+  config.parent.mkdir(parents=True)
+  config.write_text("nonsense: {")
+  trtis_server.environment("serving")
+  server = trtis_server.Server(tmp_path / "models", tmp_path / "log", host=host)
+  with server.process.stderr as stream:
+    lines = stream.read().splitlines()
+  assert server.process.wait(60) == 1
+  end = lines.pop()
+  # The repository as the user names it, not by the launcher's link.
+  assert "before it was ready: Poll failed for" in end and str(config) in end
+  assert ["warning: listening on 0.0.0.0" in line for line in lines] == (
+      [True] if warned else [])
 
 
 @pytest.fixture(name="slow")
@@ -409,3 +487,52 @@ def test_a_server_that_is_killed_ends_the_launcher(slow):
     assert server.process.wait(60) == 1
     assert "the server has ended with status -9 by itself" in line
     wait_for_no_traces(server)
+
+
+@pytest.mark.once
+def test_a_name_is_an_address_and_nohup_counts(slow):
+  """A host by name; what is ignored at the start stays so."""
+  ignored = (signal.SIGHUP, signal.SIGINT)
+  with trtis_server.server(slow, host="localhost", ignored=ignored) as server:
+    assert sorted((str(address), "127.0.0.1:%d" % port)
+                  for address, port in server.listeners()) == sorted(
+        ("127.0.0.1", url) for url in (server.http_url, server.grpc_url,
+                                       server.metrics_url))
+    for number in ignored:
+      server.process.send_signal(number)
+    assert server.is_ready() and server.process.poll() is None
+    status = pathlib.Path("/proc/%d/status" % server.pid).read_text()
+    mask = int(re.search(r"SigIgn:\s*(\w+)", status).group(1), 16)
+    assert all(mask >> (number - 1) & 1 for number in ignored)
+    assert server.stop() == 0
+
+
+# The launcher, with a server that takes a name for HTTP and listens elsewhere.
+ELSEWHERE = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import launch_local
+launch_local.SILENCE = launch_local.TELL = 0
+words = launch_local.command
+launch_local.command = lambda *a: [
+    w.replace("--http-address=127.0.0.1", "--http-address=localhost")
+    for w in words(*a)]
+sys.exit(launch_local.main())
+"""
+
+
+@pytest.mark.once
+def test_a_server_that_does_not_answer_ends_the_start(slow, tmp_path):
+  words = [str(trtis_server.environment("serving") / "bin" / "python"), "-c",
+           ELSEWHERE, str(trtis_server.ROOT / "serving"), "--repository",
+           str(slow), "--log", str(tmp_path / "log")]
+  found = ports.free(3)
+  for name, port in zip(("http", "grpc", "metrics"), found):
+    words += ["--%s_port" % name, str(port)]
+  done = subprocess.run(words, stderr=subprocess.PIPE, universal_newlines=True,
+                        stdin=subprocess.DEVNULL, timeout=120)
+  assert done.returncode == 1
+  waiting, end = done.stderr.splitlines()
+  assert "not ready after 0 s, still waiting" in waiting
+  assert ("is not ready at 127.0.0.1 port %d after 0 s (log: %s)"
+          % (found[0], tmp_path / "log")) in end

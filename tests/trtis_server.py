@@ -5,10 +5,12 @@ the client environment.
 """
 
 import contextlib
+import ipaddress
 import json
 import os
 import pathlib
 import signal
+import struct
 import subprocess
 import time
 import urllib.error
@@ -25,16 +27,30 @@ _GRPC = """
 import json, sys
 import numpy as np
 from tritonclient import grpc
-url, model, version, arrays = json.load(sys.stdin)
-inputs = []
-for name, rows in sorted(arrays.items()):
-  array = np.array(rows, np.int32)
-  inputs.append(grpc.InferInput(name, list(array.shape), "INT32"))
-  inputs[-1].set_data_from_numpy(array)
-result = grpc.InferenceServerClient(url).infer(
-    model, inputs, model_version=version)
-print(json.dumps({o.name: result.as_numpy(o.name).tolist()
-                  for o in result.get_response().outputs}))
+from tritonclient.utils import InferenceServerException
+
+
+def infer(arrays, model="bert", version="", datatype="INT32"):
+  inputs = []
+  for name, rows in sorted(arrays.items()):
+    array = np.array(rows, datatype.lower())
+    inputs.append(grpc.InferInput(name, list(array.shape), datatype))
+    inputs[-1].set_data_from_numpy(array)
+  result = client.infer(model, inputs, model_version=version)
+  return {o.name: result.as_numpy(o.name).tolist()
+          for o in result.get_response().outputs}
+
+
+url, calls = json.load(sys.stdin)
+client = grpc.InferenceServerClient(url)
+said = []
+for name, arguments in calls:
+  call = infer if name == "infer" else getattr(client, name)
+  try:
+    said.append([None, call(**arguments)])
+  except InferenceServerException as error:
+    said.append([error.status(), error.message()])
+print(json.dumps(said, default=str))
 """
 
 
@@ -64,7 +80,7 @@ class Server:
     log: path of what the server says.
   """
 
-  def __init__(self, repository, log, **options):
+  def __init__(self, repository, log, ignored=(), **options):
     found = ports.free(3)
     self.http_url, self.grpc_url, self.metrics_url = [
         "127.0.0.1:%d" % port for port in found]
@@ -77,7 +93,8 @@ class Server:
     self.log = pathlib.Path(str(log))
     self.process = subprocess.Popen(
         words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        universal_newlines=True, start_new_session=True)
+        universal_newlines=True, start_new_session=True,
+        preexec_fn=lambda: _handle(ignored))
     self.pid = self.process.pid
 
   def wait_ready(self, seconds=120):
@@ -117,6 +134,21 @@ class Server:
           return [int(folder.name)] + _children(int(folder.name))
     return []
 
+  def listeners(self):
+    """Where they listen: [(ipaddress, port)]."""
+    mine = set()
+    for process in self.processes():
+      for path in pathlib.Path("/proc/%d/fd" % process).glob("*"):
+        with contextlib.suppress(OSError):
+          mine.add(os.readlink(str(path)))
+    found = []
+    for name in ("tcp", "tcp6"):
+      for line in pathlib.Path("/proc/net", name).read_text().splitlines()[1:]:
+        _, local, _, state, _, _, _, _, _, inode = line.split()[:10]
+        if state == "0A" and "socket:[%s]" % inode in mine:
+          found.append(_address(*local.split(":")))
+    return found
+
   def get(self, path, body=None):
     """What it says to GET (with `body` POST) /v2/`path`; None for no words."""
     request = urllib.request.Request(
@@ -143,19 +175,31 @@ class Server:
     return {o["name"]: np.array(o["data"], np.float32).reshape(o["shape"])
             for o in answer["outputs"]}
 
-  def ask_grpc(self, arrays, model="bert", version=""):
-    """The same over gRPC, from a process of the client environment."""
-    question = [self.grpc_url, model, version,
-                {name: np.asarray(rows).tolist()
-                 for name, rows in arrays.items()}]
+  def call_grpc(self, calls):
+    """Makes calls over gRPC, from one process of the client environment.
+
+    Args:
+      calls: [(method of tritonclient's client, {argument: value})]; "infer"
+        takes the arguments of `ask`.
+
+    Returns:
+      For each what it gave or a `Refused`, in that order.
+    """
     done = subprocess.run(
         [str(environment("client") / "bin" / "python"), "-c", _GRPC],
-        input=json.dumps(question), stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, universal_newlines=True, timeout=120)
-    if done.returncode:
-      raise Refused(done.returncode, done.stderr.strip().splitlines()[-1])
-    return {name: np.array(rows, np.float32)
-            for name, rows in json.loads(done.stdout).items()}
+        input=json.dumps([self.grpc_url, calls], default=np.ndarray.tolist),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        universal_newlines=True, timeout=120)
+    assert not done.returncode, done.stderr
+    return [Refused(status, words) if status else words
+            for status, words in json.loads(done.stdout)]
+
+  def ask_grpc(self, arrays, **question):
+    """What `ask` does, over gRPC."""
+    answer, = self.call_grpc([("infer", dict(question, arrays=arrays))])
+    if isinstance(answer, Refused):
+      raise answer
+    return {name: np.array(rows, np.float32) for name, rows in answer.items()}
 
   def counts(self, model="bert", version=""):
     """(sequences, executions) that its own statistics tell."""
@@ -163,6 +207,20 @@ class Server:
         model, version and "/versions/%s" % version))["model_stats"]
     return (sum(s["inference_count"] for s in stats),
             sum(s["execution_count"] for s in stats))
+
+
+def _handle(ignored):
+  """Ignores these signals, but not others that the tests' own shell does."""
+  for number in (signal.SIGINT, signal.SIGHUP):
+    signal.signal(
+        number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+
+
+def _address(number, port):
+  """(ipaddress, port) as /proc/net writes them."""
+  words = [int(number[i:i + 8], 16) for i in range(0, len(number), 8)]
+  address = ipaddress.ip_address(struct.pack("=%dI" % len(words), *words))
+  return getattr(address, "ipv4_mapped", None) or address, int(port, 16)
 
 
 def _children(process):
@@ -182,7 +240,8 @@ def server(repository, log=None, **options):
   Args:
     repository: folder of the models.
     log: path for what it says; default: beside the repository.
-    **options: of launch_server.sh, such as `host`.
+    **options: of launch_server.sh, such as `host`; `ignored`, signals that it
+      starts with ignored.
   """
   environment("serving")
   started = Server(repository, log or "%s.log" % repository, **options)

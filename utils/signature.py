@@ -1,8 +1,9 @@
 """What a served model takes and gives: the one place that says so.
 
-Raw tensors, the names of the reference. Export, servers and clients take
-them from here; standard library alone, since a server's environment has
-little else.
+Raw tensors, the names of the reference. Export and clients take them from
+here; the standard library alone, since a client's environment has little else.
+A server reads the names from config.pbtxt, which the export writes, and only
+`NAME` is repeated in serving/, which takes nothing of ours.
 """
 
 # What a size of a shape stands for.

@@ -38,7 +38,7 @@ def open_model(path, threads):
   except Exception as error:  # its classes have no common one but this
     raise ValueError("%s is no model in ONNX that ONNX Runtime %s can run (%s)"
                      % (path, onnxruntime.__version__,
-                        batching.one_line(error)))
+                        batching.first_line(error)))
 
 
 class TritonPythonModel(batching.Backend):

@@ -39,7 +39,7 @@ def load_library(path):
     tf.load_op_library(path)
   except (tf.errors.OpError, OSError) as error:
     raise ValueError("its fused operations %s cannot be loaded (%s): %s"
-                     % (path, batching.one_line(error), advice))
+                     % (path, batching.first_line(error), advice))
 
 
 def load_signature(session, folder):
