@@ -213,6 +213,14 @@ def overloaded(handler, *unused):
   handler.say({"error": "[request id: a] Exceeds maximum queue size"}, 503)
 
 
+def limited(handler, *unused):
+  handler._send(429, b"<html>slowly</html>")  # pylint: disable=protected-access
+
+
+def forbidden(handler, *unused):
+  handler._send(403, b"<html>no</html>")  # pylint: disable=protected-access
+
+
 def late(handler, *unused):
   handler.server.owner.ended.wait(60)
 
@@ -243,6 +251,9 @@ def test_faults_that_pass(place, server, tmp_path, expected, fault):
     (overloaded, "the server's queue is full (Exceeds maximum queue size): "
      "give less --concurrency or more --max_retries (asked 3 times)"),
     (late, "Deadline Exceeded (asked 3 times)"),
+    (limited, "status 429 in a reply that is not Triton's own, such as that "
+     "of a proxy (asked 3 times)"),
+    (forbidden, "the server refuses: status 403 in a reply that is not"),
     (other_version, "the reply belongs to request")],
                          ids=lambda value: getattr(value, "__name__", None))
 def test_faults_that_stay(place, server, tmp_path, fault, words):

@@ -108,6 +108,9 @@ def _words(error):
   """Returns what a server's error says, without the id of its request."""
   words = re.sub(r"^\[request id: [^\]]*\] ", "",
                  errors.one_line(error.message() or error.status()))
+  if "while decoding the response" in words:  # the library's, which wants JSON
+    return ("status %s in a reply that is not Triton's own, such as that of a "
+            "proxy" % error.status())
   if "maximum queue size" in words:
     return ("the server's queue is full (%s): give less --concurrency or more "
             "--max_retries" % words)
