@@ -54,6 +54,17 @@ def repository(tmp_path):
   return tmp_path / "out" / "models"
 
 
+@pytest.fixture
+def warnings(caplog, monkeypatch):
+  """pytest's `caplog` with the warnings of the suite's log.
+
+  A test before may have set up the log of a program, or of a rank above 0.
+  """
+  monkeypatch.setattr(model_repository.LOGGER, "propagate", True)
+  caplog.set_level("WARNING", logger=model_repository.LOGGER.name)
+  return caplog
+
+
 def test_a_model_and_nothing_else(repository):
   folder = put(repository)
   assert folder == repository / "bert" / "1"
@@ -98,10 +109,7 @@ def test_fingerprint_changes_with_every_version(repository):
   assert again == seen[1]
 
 
-def test_one_configuration_for_all_versions(repository, caplog, monkeypatch):
-  # A test before may have set up the log of a program, or of a rank above 0.
-  monkeypatch.setattr(model_repository.LOGGER, "propagate", True)
-  caplog.set_level("WARNING", logger=model_repository.LOGGER.name)
+def test_one_configuration_for_all_versions(repository, warnings):
   put(repository, 1)
   for changes in (dict(seq_length=64), dict(platform=model_config.ONNX),
                   dict(parameters={"vocab_sha256": "b2"}),
@@ -113,7 +121,7 @@ def test_one_configuration_for_all_versions(repository, caplog, monkeypatch):
   assert model_repository.versions(str(repository), "bert") == [1]
   put(repository, 2, max_batch_size=16)
   assert config(repository)[0].max_batch_size == 16
-  assert "max_batch_size was 8, is now 16" in caplog.text
+  assert "max_batch_size was 8, is now 16" in warnings.text
 
 
 def test_the_only_version_may_become_another_model(repository):
@@ -214,7 +222,7 @@ def test_what_was_put_aside_comes_back(repository, monkeypatch, no_exchange,
 
 @pytest.mark.parametrize("others", [False, True])
 def test_a_configuration_changed_by_hand_is_kept_beside(
-    repository, caplog, others):
+    repository, warnings, others):
   for version in [1, 2] if others else [1]:
     put(repository, version)
   path = repository / "bert" / "config.pbtxt"
@@ -222,15 +230,15 @@ def test_a_configuration_changed_by_hand_is_kept_beside(
       "model_operations { op_library_filename: '/models/lib.so' }\n")
   path.write_text(edited)
   put(repository, 1, overwrite=True)
-  assert "config.pbtxt was changed by hand" in caplog.text
-  assert "config.pbtxt.before beside it" in caplog.text
+  assert "config.pbtxt was changed by hand" in warnings.text
+  assert "config.pbtxt.before beside it" in warnings.text
   kept = path.parent / "config.pbtxt.before"
   assert kept.read_text() == edited
   assert "model_operations" not in path.read_text()
   assert not (path.parent / "configs" / "cpu.pbtxt.before").exists()
-  caplog.clear()
+  warnings.clear()
   put(repository, 1, overwrite=True)
-  assert "by hand" not in caplog.text
+  assert "by hand" not in warnings.text
   if others:  # the next one does not replace the first
     path.write_text("# mine\n" + edited)
     put(repository, 1, overwrite=True)
