@@ -174,7 +174,7 @@ def test_wrong_words_leave_the_server_alive(tuned, up, tmp_path):
 
 
 class Relay:
-  """Hands bytes on to a server; `heed` gets its words and may end them: True."""
+  """Hands bytes on to a server; `heed` gets its words, True ends them."""
 
   def __init__(self, url, heed):
     self._to, self._heed = url.split(":"), heed

@@ -14,7 +14,6 @@ import threading
 import numpy as np
 import pytest
 
-from launcher_sandbox import site  # pylint: disable=unused-import
 import run_squad_trtis_client
 from test_run_squad import dataset
 from test_run_squad import VOCAB
@@ -213,12 +212,10 @@ def overloaded(handler, *unused):
   handler.say({"error": "[request id: a] Exceeds maximum queue size"}, 503)
 
 
-def limited(handler, *unused):
-  handler._send(429, b"<html>slowly</html>")  # pylint: disable=protected-access
-
-
-def forbidden(handler, *unused):
-  handler._send(403, b"<html>no</html>")  # pylint: disable=protected-access
+def page(status):
+  def send(handler, *unused):
+    handler._send(status, b"<html>")  # pylint: disable=protected-access
+  return send
 
 
 def late(handler, *unused):
@@ -251,9 +248,9 @@ def test_faults_that_pass(place, server, tmp_path, expected, fault):
     (overloaded, "the server's queue is full (Exceeds maximum queue size): "
      "give less --concurrency or more --max_retries (asked 3 times)"),
     (late, "Deadline Exceeded (asked 3 times)"),
-    (limited, "status 429 in a reply that is not Triton's own, such as that "
+    (page(429), "status 429 in a reply that is not Triton's own, such as that "
      "of a proxy (asked 3 times)"),
-    (forbidden, "the server refuses: status 403 in a reply that is not"),
+    (page(403), "the server refuses: status 403 in a reply that is not"),
     (other_version, "the reply belongs to request")],
                          ids=lambda value: getattr(value, "__name__", None))
 def test_faults_that_stay(place, server, tmp_path, fault, words):
@@ -561,21 +558,6 @@ def test_a_model_of_any_length(place, server, tmp_path, expected):
 
 
 # --- the launcher ------------------------------------------------------------
-
-
-def test_launcher_by_position(site):  # pylint: disable=redefined-outer-name
-  found = site.command("trtis/run_client.sh", "4", "128", "64", "3", "mine",
-                       "base", "2.0", "--trtis_server_url", "host:5")
-  model = site.data / "pretrained_models_google/uncased_L-12_H-768_A-12"
-  assert "/trtis_client_base_v2.0_" in found.pop("output_dir")
-  assert found == dict(
-      batch_size="4", max_seq_length="128", doc_stride="64",
-      trtis_model_version="3", trtis_model_name="mine",
-      vocab_file=str(model / "vocab.txt"), version_2_with_negative="true",
-      predict_file=str(site.data / "squad/v2.0/dev-v2.0.json"),
-      cache_dir=str(site.results / "cache"), trtis_server_url="host:5",
-      protocol="grpc", concurrency="8", max_retries="8", request_timeout="60",
-      timeout="0")
 
 
 def test_launcher_goes_on(place, server, tmp_path, expected):

@@ -49,7 +49,8 @@ def test_faults_that_pass(  # pylint: disable=redefined-outer-name
 
 @pytest.mark.parametrize("code", ["INVALID_ARGUMENT", "NOT_FOUND",
                                   "PERMISSION_DENIED"])
-def test_refusals(place, tmp_path, code):  # pylint: disable=redefined-outer-name
+def test_refusals(  # pylint: disable=redefined-outer-name
+    place, tmp_path, code):
   with grpc_server(code + ":1") as server:
     line = error(client(place, server, tmp_path, protocol="grpc",
                         concurrency=1), 69)

@@ -1,4 +1,4 @@
-"""run_client.sh: one question, a prompt, how questions are cut and answered.
+"""run_client.sh: command line, one question, a prompt, how they are answered.
 
 The server is a stand-in that speaks HTTP.
 """
@@ -51,6 +51,24 @@ def ask(server, folder, *more, typed=b"", **variables):
       command, input=typed, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
       timeout=120, env=dict(env, **variables))
   return done.returncode, done.stdout, done.stderr.decode("utf-8")
+
+
+# --- command lines -----------------------------------------------------------
+
+
+def test_by_position(site):  # pylint: disable=redefined-outer-name
+  found = site.command(SCRIPT, "4", "128", "64", "3", "mine",
+                       "base", "2.0", "--trtis_server_url", "host:5")
+  model = site.data / "pretrained_models_google/uncased_L-12_H-768_A-12"
+  assert "/trtis_client_base_v2.0_" in found.pop("output_dir")
+  assert found == dict(
+      batch_size="4", max_seq_length="128", doc_stride="64",
+      trtis_model_version="3", trtis_model_name="mine",
+      vocab_file=str(model / "vocab.txt"), version_2_with_negative="true",
+      predict_file=str(site.data / "squad/v2.0/dev-v2.0.json"),
+      cache_dir=str(site.results / "cache"), trtis_server_url="host:5",
+      protocol="grpc", concurrency="8", max_retries="8", request_timeout="60",
+      timeout="0")
 
 
 # --- one question ------------------------------------------------------------

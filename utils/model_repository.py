@@ -13,7 +13,6 @@ import contextlib
 import ctypes
 import fcntl
 import glob
-import itertools
 import os
 import re
 import shutil
@@ -263,10 +262,10 @@ def _keep_edited(old, path):
     content = stream.read()
   if model_config.is_as_written(content):
     return
-  kept = next(name for name in itertools.chain(
-      [path + _EDITED], ("%s%s%d" % (path, _EDITED, i)
-                         for i in itertools.count(2)))
-              if not os.path.exists(name))
+  kept, count = path + _EDITED, 1
+  while os.path.exists(kept):
+    count += 1
+    kept = "%s%s%d" % (path, _EDITED, count)
   with files.atomic_write(kept) as stream:
     stream.write(content)
   LOGGER.warning("%s was changed by hand and is written anew: %s beside it "
