@@ -71,6 +71,29 @@ def test_what_is_done_by_the_way_is_done_at_a_server_that_keeps_up():
       lambda: ticks.append(1)).run(jobs())
 
 
+class Fickle(Fake):
+
+  def infer(self, inputs, request_id):
+    if inputs["fails"]:
+      raise serving_client.ServerFault("no")
+    return inputs
+
+
+@pytest.mark.parametrize("fails, stopped", [
+    ([True, True, False] * 5, None),
+    ([False, True, True, True, False], "no (asked 1 times)")])
+def test_only_faults_in_a_row_end_it_all(fails, stopped):
+  taken = []
+  outcome = serving_requests.Requests(
+      Fickle, serving_requests.RequestSettings(1, 0, 0),
+      lambda number, outputs: taken.append(number)).run(
+          {"fails": one} for one in fails)
+  assert outcome.stopped == stopped
+  assert sorted(outcome.failed) == [i for i, one in enumerate(fails) if one]
+  assert taken == [i for i, one in enumerate(fails)
+                   if not one and (stopped is None or i < 3)]
+
+
 def test_pauses_double_and_differ():
   for attempt in range(1, 12):
     longest = min(serving_requests.FIRST_PAUSE * 2 ** (attempt - 1),
